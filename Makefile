@@ -1,0 +1,77 @@
+# labkit. `make` alone lists what can be made; HW picks a profile from params/hardware.
+
+HW      ?= cpu
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/ready
+PYTHON  ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+REPORTS := $(patsubst %.ipynb,%,$(shell cd notebooks && ls | grep -E '^[0-9]{2}_.*\.ipynb$$' | sed -E 's/^[0-9]{2}_//'))
+WINGS   := $(filter-out claims,$(REPORTS))
+OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
+SOURCES := labkit tests benchmarks notebooks
+
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup figures $(REPORTS) test nbval lab lint format status claims-table report clean distclean
+
+help:  ## list the targets
+	@echo "make TARGET [HW=profile]   (profiles: $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))"
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@echo "  REPORT        one report: $(REPORTS)"
+
+setup: $(READY)  ## create .venv and install the locked versions
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "labkit needs Python 3.11 or newer; found: $(PYTHON). Set PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "installing the locked versions into $(VENV) (about two minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab]'
+	@touch $@
+
+figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/$(HW)
+
+# One rule a report: its stamp depends on the notebook, its science, the profile and the labkit modules it imports. The
+# exact list is written beside the stamp by each run.
+define REPORT_RULES
+$(1): $(OUT)/$(1)/done
+$(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
+	$(BIN)/labkit run $(1) --hw $(HW)
+endef
+$(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard notebooks/*_$(r).ipynb)))))
+$(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
+-include $(foreach r,$(REPORTS),$(OUT)/$(r)/done.d)
+
+test: $(READY)  ## everything that must hold, notebooks included
+	$(BIN)/python -m pytest
+
+nbval: $(READY)  ## only the notebooks, at their own defaults
+	$(BIN)/python -m pytest tests/notebooks
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lint: $(READY)  ## check style without changing anything
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/nbstripout --verify --keep-count $(wildcard notebooks/*.ipynb)
+
+format: $(READY)  ## fix style and strip the notebooks
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/nbstripout --keep-count $(wildcard notebooks/*.ipynb)
+
+status: $(READY)  ## what is stale on HW, and why
+	$(BIN)/labkit status --hw $(HW)
+
+report: figures  ## the executed notebooks as self-contained HTML in runs/HW/html
+	$(BIN)/labkit html --hw $(HW)
+
+clean:  ## remove runs, caches and build leftovers; published figures stay
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find labkit tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)

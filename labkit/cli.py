@@ -1,0 +1,138 @@
+"""The command line: parse, call, print. Exit code 0 is success, 1 a failed run or a contradiction, 2 bad input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from labkit import yaml12
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(soft_wrap=True, highlight=False)
+
+Report = Annotated[str, typer.Argument(help="A report: scaling_grid, claims.")]
+Hardware = Annotated[str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-p", "--param", help="key=value for this run only; the value is YAML 1.2.")
+]
+
+
+@app.command()
+def run(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
+    """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
+    from labkit import run as runner
+
+    runner.run(report, hw, _overrides(param), say=console.print)
+
+
+@app.command()
+def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
+    """Show what a run would take: models, FLOPs, time, memory, disk."""
+    from labkit import params
+    from labkit import run as runner
+
+    resolved = params.resolve(report, hw, _overrides(param))
+    console.print(runner.describe(resolved, runner.plan(resolved)))
+
+
+@app.command()
+def doctor(report: Report = "scaling_grid", hw: Hardware = "cpu") -> None:
+    """Check everything a run needs: device, memory, disk, versions, corpus."""
+    from labkit import params
+    from labkit import run as runner
+
+    resolved = params.resolve(report, hw)
+    checks = runner.doctor(resolved, runner.plan(resolved))
+    for check in checks:
+        console.print(f"{'[green]ok [/]' if check.ok else '[red]BAD[/]'} {check.name}: ", end="")
+        console.print(check.detail, markup=False)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(2)
+
+
+@app.command()
+def params(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
+    """Print the resolved parameters as YAML that plain `papermill -f` reads."""
+    from labkit.params import resolve
+
+    sys.stdout.write(yaml12.dumps(resolve(report, hw, _overrides(param)).model_dump()))
+
+
+@app.command()
+def claims(
+    report: Annotated[str | None, typer.Argument(help="One report; all of them if left out.")] = None,
+    hw: Hardware = "cpu",
+) -> None:
+    """List every number of the reports beside what was measured, with its verdict."""
+    from labkit import claims as ledger
+
+    judged = ledger.judge_profile(hw, report)
+    console.print(ledger.render(judged))
+    counts = judged["verdict"].value_counts()
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+
+@app.command()
+def audit(
+    report: Annotated[str | None, typer.Argument(help="One report; all of them if left out.")] = None,
+) -> None:
+    """Recompute the reports' own derived figures; exit 1 if one contradicts its source."""
+    from labkit import audit as auditor
+    from labkit import claims as ledger
+
+    findings = [finding for path in ledger.ledgers(report) for finding in auditor.audit(path)]
+    table = Table("claim", "kind", "reported", "recomputed")
+    colours = {"contradiction": "red", "rounding": "yellow", "consistent": "green"}
+    for finding in findings:
+        table.add_row(finding.claim, f"[{colours[finding.kind]}]{finding.kind}[/]", str(finding.reported), str(finding.recomputed))
+    console.print(table)
+    bad = sum(finding.kind == "contradiction" for finding in findings)
+    console.print(f"{len(findings)} derived figures recomputed, {bad} contradict their source")
+
+
+@app.command()
+def status(hw: Hardware = "cpu") -> None:
+    """Say which reports `make figures` would run again on a profile, and why."""
+    from labkit import run as runner
+
+    for report, reasons in runner.status(hw).items():
+        console.print(f"{report}: " + ("; ".join(reasons) if reasons else "up to date"))
+
+
+def _overrides(given: list[str] | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in given or []:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"-p {item}: expected key=value")
+        values[key] = yaml12.loads(value, f"-p {item}")
+    return values
+
+
+def main() -> None:
+    """Run the command line; user errors become one line on stderr and exit code 2."""
+    from labkit.record import RunFailed
+
+    try:
+        app()
+    except RunFailed as error:
+        _fail(error, 1)
+    except (ValueError, OSError) as error:
+        _fail(error, 2)
+
+
+def _fail(error: Exception, code: int) -> None:
+    if os.environ.get("LABKIT_DEBUG"):
+        raise error
+    text = str(error) if not isinstance(error, OSError) or error.filename is None else f"{error.filename}: {error.strerror}"
+    sys.stderr.write(f"labkit: {text}\n")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What every cell of a grid shares: the tokenised text, the n-gram floors on it, and how a model is scored on it.
+
+Scores are kept as sums over blocks of consecutive validation tokens. Differences of two predictors are then compared
+block by block, which takes out the difficulty of the text and, unlike a per-token standard error, respects that
+neighbouring tokens are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from labkit import corpora
+from labkit.scaling import ngrams
+
+N_BLOCKS = 100
+"""Number of consecutive blocks a validation split is cut into for paired comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridData:
+    """Tokens of one corpus and the floors measured on its validation split."""
+
+    tokens: corpora.Tokens
+    """Token streams of the three splits."""
+    revision: str
+    """Content hash of the corpus."""
+    protocol: str
+    """Protocol id of every score below."""
+    floors: dict[str, np.ndarray]
+    """Per floor the nats of each block of the validation split, shape [N_BLOCKS]."""
+
+    def score(self, block_nats: np.ndarray) -> corpora.Score:
+        """Turn block sums into a score with its units."""
+        return corpora.Score(
+            protocol=self.protocol,
+            total_nats=float(np.sum(block_nats)),
+            n_tokens=len(self.tokens.validation) - 1,
+            n_bytes=self.tokens.n_bytes["validation"],
+            n_words=self.tokens.n_words["validation"],
+        )
+
+
+def load_tokens(corpus: str, vocab_size: int) -> tuple[corpora.Corpus, corpora.Tokens]:
+    """Load and tokenise a corpus; both steps are cached on disk."""
+    text = corpora.load(corpus)
+    return text, corpora.tokenize(text, vocab_size)
+
+
+@cache
+def prepare(corpus: str, vocab_size: int, context: int, order: int) -> GridData:
+    """Tokenise a corpus and measure the floors on its validation split.
+
+    Args:
+        corpus: a name `corpora.load` knows.
+        vocab_size: tokens of the BPE.
+        context: tokens per window; windows do not overlap.
+        order: order of the Kneser-Ney floor.
+    """
+    text, tokens = load_tokens(corpus, vocab_size)
+    nats = ngrams.floors(tokens.train, tokens.validation, vocab_size, order=order)
+    return GridData(
+        tokens=tokens,
+        revision=text.revision,
+        protocol=tokens.protocol(context, context, "validation"),
+        floors={name: block_sums(values) for name, values in nats.items()},
+    )
+
+
+def block_sums(nats: np.ndarray) -> np.ndarray:
+    """Sum per-token nats over `N_BLOCKS` consecutive blocks: [n] -> [N_BLOCKS]."""
+    return np.array([block.sum() for block in np.array_split(np.asarray(nats, np.float64), N_BLOCKS)])
+
+
+def paired_gain(worse: np.ndarray, better: np.ndarray) -> tuple[float, float]:
+    """Compare two predictors block by block.
+
+    Returns:
+        how many nats the second saves over the whole split, and the standard error of that.
+    """
+    saved = np.asarray(worse) - np.asarray(better)
+    return float(saved.sum()), float(saved.std(ddof=1) * np.sqrt(len(saved)))
+
+
+@torch.inference_mode()
+def token_nats(
+    model: torch.nn.Module, stream: np.ndarray, context: int, *, batch: int = 32, device: str = "cpu"
+) -> np.ndarray:
+    """Score every token of a stream but the first, in windows of `context` tokens that do not overlap.
+
+    Args:
+        model: ids [B, T] -> logits [B, T, V].
+        stream: token ids, shape [n].
+
+    Returns:
+        nats of stream[1:], shape [n - 1].
+    """
+    was_training = model.training
+    model.eval()
+    ids = torch.as_tensor(stream.astype(np.int64), device=device)
+    n_whole = (len(ids) - 1) // context * context
+    starts = torch.arange(0, n_whole, context, device=device)
+    parts = [_window_nats(model, ids, group, context) for group in starts.split(batch)]
+    if n_whole < len(ids) - 1:
+        parts.append(_window_nats(model, ids, ids.new_tensor([n_whole]), len(ids) - 1 - n_whole))
+    model.train(was_training)
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def _window_nats(model: torch.nn.Module, ids: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+    windows = ids[starts[:, None] + torch.arange(length + 1, device=ids.device)]
+    logits = model(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="none")

@@ -1,0 +1,259 @@
+"""What a finished grid says: the tables and numbers that the notebook shows and the ledger judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from labkit.params import scale, stated_scope
+from labkit.scaling import cost
+from labkit.scaling.admission import leakage
+from labkit.scaling.counts import parameter_counts
+from labkit.scaling.grid import Grid
+from labkit.scaling.law import Law, TooFewRuns, fit_law
+from labkit.scaling.multiverse import LeaveOut, PowerFit, fit_perplexity_power, leave_largest_out
+from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
+from labkit.scaling.train import Cell
+from labkit.schema import Scale, ScalingGrid
+
+PUBLISHED_VOCABULARY = 30_000
+"""Vocabulary of the report's code at revision 600c44a."""
+PUBLISHED_GRID = [(d, layers) for d in (64, 128, 256, 512) for layers in (4, 8, 12, 16)]
+"""The report's widths and depths."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """Both laws of one mixer, through its admitted runs at the best rate of each width."""
+
+    power: PowerFit
+    """The report's form: word perplexity = a N^b."""
+    law: Law
+    """The law with a floor: nats = E + A / N^alpha."""
+    held_out: dict[str, LeaveOut]
+    """Prediction of the largest size by each form fitted to the others, by `floor` and `no floor`."""
+
+
+def grid_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Keep the grid's own runs: one rate per width, the sweep's other rates left out."""
+    return runs[runs["lr_is_best"]].reset_index(drop=True)
+
+
+def fit_all(grid: Grid) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Fit every mixer's admitted runs.
+
+    Returns:
+        fits by mixer, and for each mixer without one the reason.
+    """
+    runs = grid_runs(grid.runs())
+    fits: dict[str, Fit] = {}
+    refused: dict[str, str] = {}
+    for mixer in grid.params.mixers:
+        admitted = runs[(runs["mixer"] == mixer) & runs["admitted"]]
+        try:
+            fits[mixer] = _fit(admitted, grid.params.bootstrap)
+        except TooFewRuns as error:
+            refused[mixer] = f"{len(admitted)} of {sum(runs['mixer'] == mixer)} runs admitted; {error}"
+    return fits, refused
+
+
+def _fit(runs: pd.DataFrame, bootstrap: int) -> Fit:
+    n, loss = runs["n_total"].to_numpy(float), runs["loss_nats"].to_numpy(float)
+    clusters = runs.groupby(["d_model", "n_layers"]).ngroup().to_numpy()
+    held_out = {}
+    for name, floor in (("floor", True), ("no floor", False)):
+        if len(np.unique(n)) > (4 if floor else 3):
+            held_out[name] = leave_largest_out(n, loss, floor=floor)
+    return Fit(
+        power=fit_perplexity_power(n, runs["word_perplexity"].to_numpy(float)),
+        law=fit_law(n, loss, bootstrap=bootstrap, clusters=clusters),
+        held_out=held_out,
+    )
+
+
+def fit_table(fits: dict[str, Fit]) -> pd.DataFrame:
+    """Lay both laws out, a row per mixer and form, with intervals and the error on the largest size held out."""
+    rows = []
+    for mixer, fit in fits.items():
+        power, law = fit.power, fit.law
+        errors = {name: f"{out.relative_error:+.1%}" for name, out in fit.held_out.items()}
+        rows.append(
+            {"mixer": mixer, "form": "perplexity = a N^b", "exponent": power.b, "low": power.b_ci[0], "high": power.b_ci[1]}
+            | {"fit": f"a = {power.a:,.0f}, R² = {power.r2:.3f}", "largest held out": errors.get("no floor", "")}
+        )
+        low, high = law.ci["alpha"]
+        rows.append(
+            {"mixer": mixer, "form": "nats = E + A / N^alpha", "exponent": law.alpha, "low": low, "high": high}
+            | {"fit": f"E = {law.E:.2f} [{law.ci['E'][0]:.2f}, {law.ci['E'][1]:.2f}]"}
+            | {"largest held out": errors.get("floor", "")}
+        )
+    return pd.DataFrame(rows)
+
+
+def floors_table(grid: Grid) -> pd.DataFrame:
+    """List the n-gram floors and each mixer's best admitted run, in every unit of the same protocol."""
+    rows = [_score_row(name.replace("_", "-"), grid.data.score(nats)) for name, nats in grid.data.floors.items()]
+    runs = grid.runs()
+    for mixer in grid.params.mixers:
+        cells = [cell for cell in grid.results if cell.mixer == mixer and grid.admission(cell).ok]
+        if cells:
+            best = min(cells, key=lambda cell: grid.results[cell]["loss_nats"])
+            rows.append(_score_row(f"best {best.name}", grid.data.score(np.asarray(grid.results[best]["block_nats"]))))
+    assert len(runs) == len(grid.results) + len(grid.failures), "every cell has a row"
+    return pd.DataFrame(rows)
+
+
+def _score_row(name: str, score: Any) -> dict[str, Any]:
+    return {
+        "predictor": name,
+        "bits per byte": round(score.bits_per_byte, 3),
+        "word perplexity": round(score.word_perplexity, 1),
+        "token perplexity": round(score.token_perplexity, 2),
+    }
+
+
+def gates_table(grid: Grid) -> pd.DataFrame:
+    """Count for each mixer and gate how many of the grid's runs pass, with the first failure in words."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    best = [cell for cell in grid.results if grid.best_rate.get((cell.mixer, cell.d_model)) == cell.learning_rate]
+    for cell in best:
+        for gate in grid.admission(cell).gates:
+            row = rows.setdefault((cell.mixer, gate.name), {"passed": 0, "of": 0, "first failure": ""})
+            row["of"] += 1
+            row["passed"] += gate.passed
+            if not gate.passed and not row["first failure"]:
+                row["first failure"] = f"d{cell.d_model} l{cell.n_layers}: {gate.detail}"
+    return pd.DataFrame([{"mixer": mixer, "gate": name} | row for (mixer, name), row in rows.items()])
+
+
+def misaligned_targets(batch: int, length: int) -> tuple[int, int]:
+    """Count the targets that sit beside their own input when a time-major batch is flattened against batch-major logits.
+
+    This is how the published loop pairs them (original code, revision 600c44a, `get_batch` and the training loop).
+
+    Returns:
+        rightly paired targets, all targets.
+    """
+    position = np.arange(length)[:, None] * batch + np.arange(batch)[None, :]
+    time_major, batch_major = position.reshape(-1), position.T.reshape(-1)
+    return int((time_major == batch_major).sum()), batch * length
+
+
+def leak_table(params: ScalingGrid, n_positions: int = 12) -> pd.DataFrame:
+    """Measure how far a later token reaches back into earlier logits, in the published mixer and in ours.
+
+    Returns:
+        columns mixer, offset (positions before the changed token), change (largest change of a logit).
+    """
+    rows = []
+    for name, causal in (("published", False), ("causal", True)):
+        torch.manual_seed(0)
+        shape = {"vocab_size": 512, "d_model": 32, "n_layers": 1, "context": params.context}
+        model = ResNetBK(ResNetBKConfig(**shape, n_experts=params.n_experts, causal=causal)).double().eval()
+        ids = torch.randint(512, (4, params.context))
+        prefix = params.context // 2
+        moved = leakage(model, ids, 512, prefix)
+        rows += [{"mixer": name, "offset": k, "change": float(moved[prefix - k])} for k in range(1, n_positions + 1)]
+    return pd.DataFrame(rows)
+
+
+def published_parameters() -> pd.DataFrame:
+    """Count the parameters of each model of the report's grid, built at its own vocabulary on the meta device."""
+    rows = []
+    for d_model, n_layers in PUBLISHED_GRID:
+        config = ResNetBKConfig(vocab_size=PUBLISHED_VOCABULARY, d_model=d_model, n_layers=n_layers, context=128)
+        with torch.device("meta"):
+            counted = sum(p.numel() for p in ResNetBK(config).parameters())
+        counts = parameter_counts(config)
+        rows.append({"cell": f"d{d_model}_l{n_layers}", "counted": counted, "formula": counts.total} | _share(counts))
+    return pd.DataFrame(rows)
+
+
+def _share(counts: Any) -> dict[str, float]:
+    return {"embedding and head": (counts.embedding + counts.head) / counts.total, "non_embedding": counts.non_embedding}
+
+
+def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[str, Any]]:
+    """Collect every number the ledger may ask for, with unit, interval and number of seeds.
+
+    Args:
+        grid: the finished grid.
+        fits: of `fit_all`.
+        seconds: wall time of the grid's cells, all workers together divided by their number.
+    """
+    out = {f"parameters/{row.cell}": _value(row.counted, "parameters") for row in published_parameters().itertuples()}
+    runs = grid_runs(grid.runs())
+    out["n_configurations"] = _value(len(runs.groupby(["d_model", "n_layers"])), "")
+    out["hours/grid"] = _value(seconds / 3600, "hours")
+    for (mixer, d, layers), part in runs[runs["admitted"]].groupby(["mixer", "d_model", "n_layers"]):
+        ppl = part["word_perplexity"]
+        out[f"word_perplexity/{mixer}/d{d}_l{layers}"] = _value(ppl.mean(), "perplexity", n_seeds=len(part))
+        if mixer == "resnet-bk":
+            out[f"peak_gib/d{d}_l{layers}"] = _value(part["peak_gib"].max(), "GiB", n_seeds=len(part))
+    for mixer, fit in fits.items():
+        out |= _fit_results(mixer, fit, len(grid.params.seeds))
+    if len(fits) == 2:
+        out["exponent_difference"] = _difference(fits, len(grid.params.seeds))
+    return out
+
+
+def _fit_results(mixer: str, fit: Fit, n_seeds: int) -> dict[str, dict[str, Any]]:
+    power, (low, high) = fit.power, fit.power.b_ci
+    return {
+        f"exponent/{mixer}": _value(power.b, "", [low, high], n_seeds),
+        f"coefficient/{mixer}": _value(power.a, "perplexity", n_seeds=n_seeds),
+        f"r2/{mixer}": _value(power.r2, "", n_seeds=n_seeds),
+        f"ppl_ratio_10x/{mixer}": _value(10**-power.b, "", [10**-high, 10**-low], n_seeds),
+        f"ppl_ratio_100x/{mixer}": _value(100**-power.b, "", [100**-high, 100**-low], n_seeds),
+    }
+
+
+def _difference(fits: dict[str, Fit], n_seeds: int) -> dict[str, Any]:
+    """Difference of the two exponents with the interval of Zou and Donner (2008), from the two separate intervals."""
+    bk, tf = fits["resnet-bk"].power, fits["transformer"].power
+    low = bk.b - tf.b - np.hypot(bk.b - bk.b_ci[0], tf.b_ci[1] - tf.b)
+    high = bk.b - tf.b + np.hypot(bk.b_ci[1] - bk.b, tf.b - tf.b_ci[0])
+    return _value(bk.b - tf.b, "", [float(low), float(high)], n_seeds)
+
+
+def _value(value: float, unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = "") -> dict[str, Any]:
+    return {"value": float(value), "ci": ci, "unit": unit, "n_seeds": n_seeds, "note": note}
+
+
+def out_of_reach(grid: Grid) -> dict[str, dict[str, Any]]:
+    """Say what each number of the report's own scale would take on this machine, at the speed measured in this grid."""
+    params = grid.params
+    if scale(params) is Scale.STATED:
+        return {}
+    full = params.model_copy(update=stated_scope(params.report_id()))
+    tokens = cost.n_train_tokens(full)
+    rate = measured_flops_per_second(grid)
+    why = f"the report's own scale is {full.corpus}, {full.epochs:g} epochs, V = {full.vocab_size:,}; this profile runs less"
+    out: dict[str, dict[str, Any]] = {}
+    for mixer in full.mixers:
+        for d_model, n_layers in PUBLISHED_GRID:
+            cell = Cell.of(full, mixer, d_model, n_layers, 0, 1e-3)
+            needs = {"why": why, "seconds": cost.cell_flops(cell, tokens) / rate, "gib": cost.cell_bytes(cell) / 2**30}
+            out[f"word_perplexity/{mixer}/d{d_model}_l{n_layers}"] = needs
+            if mixer == "resnet-bk":
+                out[f"peak_gib/d{d_model}_l{n_layers}"] = needs
+    own = [need["seconds"] for key, need in out.items() if key.startswith("word_perplexity/resnet-bk/")]
+    quick = [out[f"word_perplexity/resnet-bk/d{d}_l{n}"]["seconds"] for d in (64, 128) for n in (4, 8)]
+    out["hours/grid"] = {"why": why, "seconds": sum(own), "gib": None}
+    out["hours/quick"] = {"why": why, "seconds": sum(quick) * 3 / 5, "gib": None}
+    return out
+
+
+def measured_flops_per_second(grid: Grid) -> float:
+    """Return the training FLOP/s of the largest cell that ran, one worker: the rate that larger cells come closest to."""
+    largest = max(grid.results, key=lambda cell: grid.results[cell]["flops"] / grid.results[cell]["steps"])
+    return grid.results[largest]["flops"] / grid.results[largest]["seconds"]
+
+
+def grid_seconds(grid: Grid) -> float:
+    """Return the training time of all cells divided over the workers, whether they were computed now or loaded."""
+    return sum(result["seconds"] for result in grid.results.values()) / grid.params.workers

@@ -1,0 +1,239 @@
+"""Train one cell of the grid and score it.
+
+A cell is a pure function of its `Cell`: the same values give the same weights, batches and scores on the same machine
+and number of threads. Targets are the inputs shifted by one within the same window, so a batch of any size predicts
+next tokens and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from labkit import device
+from labkit.scaling.counts import parameter_counts, training_flops
+from labkit.scaling.data import block_sums, load_tokens, token_nats
+from labkit.scaling.optim import adamw
+from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
+from labkit.scaling.transformer import Transformer, TransformerConfig
+from labkit.schema import ScalingGrid
+
+ModelConfig = ResNetBKConfig | TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One model of the grid, with everything its result depends on."""
+
+    mixer: str
+    """`resnet-bk` or `transformer`."""
+    d_model: int
+    """Width."""
+    n_layers: int
+    """Depth."""
+    seed: int
+    """Seed of the initialisation, the dropout and the order of the data."""
+    learning_rate: float
+    """Peak rate."""
+    corpus: str
+    """Text, by name."""
+    vocab_size: int
+    """Tokens of the BPE."""
+    context: int
+    """Tokens per sequence."""
+    batch_size: int
+    """Sequences per step."""
+    epochs: float
+    """Passes over the training split."""
+    n_experts: int
+    """Experts per ResNet-BK layer."""
+    balance_loss: float
+    """Weight of the router's balance loss."""
+    weight_decay: float
+    """Decoupled decay on matrices."""
+    beta2: float
+    """AdamW's second-moment decay."""
+    warmup_fraction: float
+    """Share of the steps with a rising rate."""
+    final_rate_fraction: float
+    """Last rate over peak rate."""
+    grad_clip: float
+    """Largest global gradient norm."""
+    dropout: float
+    """Dropout inside the blocks."""
+    device: str
+    """Where it runs."""
+    dtype: str
+    """Compute type of matrix products."""
+    threads: int
+    """CPU threads."""
+
+    @classmethod
+    def of(
+        cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float
+    ) -> Cell:
+        """Take the shared values from a grid's parameters."""
+        own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": seed, "learning_rate": learning_rate}
+        shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
+        return cls(**own, **shared)
+
+    @property
+    def name(self) -> str:
+        """Short name for people."""
+        return f"{self.mixer} d{self.d_model} l{self.n_layers} seed {self.seed} lr {self.learning_rate:g}"
+
+    def config(self, vocab_size: int | None = None) -> ModelConfig:
+        """Return the model's shape, at this cell's vocabulary or another."""
+        shape = {
+            "vocab_size": vocab_size or self.vocab_size,
+            "d_model": self.d_model,
+            "n_layers": self.n_layers,
+            "context": self.context,
+            "dropout": self.dropout,
+        }
+        if self.mixer == "transformer":
+            return TransformerConfig(**shape)
+        return ResNetBKConfig(**shape, n_experts=self.n_experts, balance_coefficient=self.balance_loss)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the values as plain JSON, for the record's key."""
+        return asdict(self)
+
+
+def build(config: ModelConfig) -> torch.nn.Module:
+    """Make the model of a config, randomly initialised from torch's global seed."""
+    return Transformer(config) if isinstance(config, TransformerConfig) else ResNetBK(config)
+
+
+def n_steps(n_train_tokens: int, epochs: float, batch_size: int, context: int) -> int:
+    """Return the optimizer steps of a cell: whole batches in `epochs` passes, at least one."""
+    return max(1, int(epochs * n_train_tokens // (batch_size * context)))
+
+
+def batches(stream: np.ndarray, steps: int, batch_size: int, context: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield start offsets of the windows of each batch, shape [batch_size].
+
+    Each pass cuts the stream into windows from a random phase and visits them in random order without replacement;
+    the order depends on the seed alone, so all cells of a seed see the same tokens in the same order.
+    """
+    rng = np.random.default_rng(seed)
+    queue = np.empty(0, np.int64)
+    for _ in range(steps):
+        while len(queue) < batch_size:
+            phase = rng.integers(min(context, len(stream) - context))
+            queue = np.concatenate([queue, rng.permutation(np.arange(phase, len(stream) - context, context))])
+        yield queue[:batch_size]
+        queue = queue[batch_size:]
+
+
+def rate_at(step: int, steps: int, peak: float, warmup_fraction: float, final_fraction: float) -> float:
+    """Return the learning rate of a step: linear rise, then a cosine to `final_fraction` of the peak."""
+    warmup = math.ceil(warmup_fraction * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def train_cell(cell: Cell) -> dict[str, Any]:
+    """Train a cell's model with its completed schedule and score it on the validation split.
+
+    Returns:
+        plain JSON: validation nats by block and by position, training curve, counts, seconds, memory, data-order hash.
+
+    Raises:
+        FloatingPointError: the training loss is not finite; the message names the step.
+    """
+    device.set_threads(cell.threads)
+    device.set_determinism(cell.seed, cell.device)
+    _, tokens = load_tokens(cell.corpus, cell.vocab_size)
+    config = cell.config()
+    steps = n_steps(len(tokens.train), cell.epochs, cell.batch_size, cell.context)
+    with device.peak_memory(cell.device) as memory:
+        model = build(config).to(cell.device)
+        curve, seconds, order = _fit(model, tokens.train, cell, steps)
+    nats = token_nats(model, tokens.validation, cell.context, device=cell.device)
+    counts = parameter_counts(config)
+    tail = curve[-max(1, len(curve) // 10) :]
+    return {
+        "block_nats": block_sums(nats).tolist(),
+        "position_nats": _by_position(nats, cell.context).tolist(),
+        "loss_nats": float(nats.mean()),
+        "train_loss_nats": float(np.mean(tail)),
+        "curve": [float(x) for x in _thin(curve)],
+        "n_total": counts.total,
+        "n_non_embedding": counts.non_embedding,
+        "n_active": counts.active,
+        "n_matmul": counts.matmul,
+        "n_counted": sum(p.numel() for p in model.parameters()),
+        "steps": steps,
+        "tokens_seen": steps * cell.batch_size * cell.context,
+        "train_tokens": len(tokens.train),
+        "flops": steps * training_flops(config, cell.batch_size, cell.context),
+        "seconds": seconds,
+        "peak_bytes": memory.bytes,
+        "order_sha256": order,
+    }
+
+
+def _fit(model: torch.nn.Module, stream: np.ndarray, cell: Cell, steps: int) -> tuple[list[float], float, str]:
+    """Run the optimizer; return the loss of each step, the seconds and the hash of the data order."""
+    optimizer = adamw(model, cell.learning_rate, cell.weight_decay, (0.9, cell.beta2))
+    ids = torch.as_tensor(stream.astype(np.int64), device=cell.device)
+    offsets = torch.arange(cell.context + 1, device=cell.device)
+    order = hashlib.sha256()
+    losses: list[torch.Tensor] = []
+    model.train()
+    start = time.perf_counter()
+    for step, starts in enumerate(batches(stream, steps, cell.batch_size, cell.context, cell.seed)):
+        order.update(starts.tobytes())
+        windows = ids[torch.as_tensor(starts, device=cell.device)[:, None] + offsets]
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, steps, cell.learning_rate, cell.warmup_fraction, cell.final_rate_fraction)
+        losses.append(_step(model, optimizer, windows, cell))
+        if step % 50 == 49 or step == steps - 1:
+            _require_finite(losses, step)
+    if cell.device == "cuda":
+        torch.cuda.synchronize()
+    return torch.stack(losses).tolist(), time.perf_counter() - start, order.hexdigest()
+
+
+def _step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows: torch.Tensor, cell: Cell
+) -> torch.Tensor:
+    """Take one optimizer step; return the cross-entropy before it, without the balance loss."""
+    with torch.autocast(cell.device, torch.bfloat16, enabled=cell.dtype == "bfloat16"):
+        logits = model(windows[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    extra = model.auxiliary_loss() if hasattr(model, "auxiliary_loss") else 0.0
+    optimizer.zero_grad(set_to_none=True)
+    (loss + extra).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), cell.grad_clip)
+    optimizer.step()
+    return loss.detach()
+
+
+def _require_finite(losses: list[torch.Tensor], step: int) -> None:
+    recent = torch.stack(losses[-50:])
+    if not torch.isfinite(recent).all():
+        first = step - len(recent) + 1 + int((~torch.isfinite(recent)).nonzero()[0, 0])
+        raise FloatingPointError(f"the training loss is {losses[first].item()} at step {first}")
+
+
+def _by_position(nats: np.ndarray, context: int) -> np.ndarray:
+    """Mean nats at each position of the whole windows: [n] -> [context]."""
+    whole = len(nats) // context * context
+    return nats[:whole].reshape(-1, context).mean(0)
+
+
+def _thin(curve: list[float], points: int = 60) -> np.ndarray:
+    """Average a curve down to at most `points` values."""
+    return np.array([part.mean() for part in np.array_split(np.asarray(curve), min(points, len(curve)))])

@@ -1,0 +1,133 @@
+"""The parameters of each report as strict models, a sentence for each value.
+
+Every field is marked with the layer that may set it: the science (what the report set out to do), the scope (how much
+of it) or the machine. `labkit.params` reads the files and enforces the layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Layer(StrEnum):
+    """Which file may set a value."""
+
+    SCIENCE = "science"
+    SCOPE = "scope"
+    MACHINE = "machine"
+
+
+class Scale(StrEnum):
+    """How much of the report's own experiment a run holds."""
+
+    SMOKE = "smoke"
+    CUSTOM = "custom"
+    REDUCED = "reduced"
+    STATED = "stated"
+
+
+class Params(BaseModel):
+    """What every report has: the machine. Each report adds its science and scope."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    hardware: Annotated[str, Layer.MACHINE]
+    """Name of the hardware profile: a file in params/hardware."""
+    smoke: Annotated[bool, Layer.MACHINE] = False
+    """Whether the profile only shows that everything runs; its numbers are never evidence."""
+    device: Annotated[Literal["cpu", "cuda"], Layer.MACHINE] = "cpu"
+    """Device that holds models and data."""
+    dtype: Annotated[Literal["float32", "bfloat16"], Layer.MACHINE] = "float32"
+    """Compute type of matrix products; parameters and optimizer state stay float32."""
+    workers: Annotated[PositiveInt, Layer.MACHINE] = 1
+    """Number of cells trained side by side, each in its own process."""
+    threads: Annotated[PositiveInt, Layer.MACHINE] = 1
+    """CPU threads of each worker."""
+    memory_gib: Annotated[PositiveFloat, Layer.MACHINE] = 8.0
+    """Memory the profile may use on its device, in GiB (2^30 bytes)."""
+    assumed_tflops: Annotated[PositiveFloat, Layer.MACHINE] = 0.05
+    """Sustained training rate in TFLOP/s assumed for a cost plan when the device is not here to be measured."""
+
+    @classmethod
+    def report_id(cls) -> str:
+        """The report these parameters belong to."""
+        return next(name for name, model in REPORTS.items() if model is cls)
+
+    @classmethod
+    def layer(cls, name: str) -> Layer:
+        """Return which layer a field belongs to."""
+        return next(mark for mark in cls.model_fields[name].metadata if isinstance(mark, Layer))
+
+    @classmethod
+    def float_fields(cls) -> set[str]:
+        """Return the fields that hold floats or lists of floats; a whole number given there means a float."""
+        return {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
+
+    def digest(self) -> str:
+        """Return the sha256 of every value, as 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+class ScalingGrid(Params):
+    """Report 004: train a d_model x n_layers grid of language models and fit a law through it."""
+
+    corpus: Annotated[Literal["wikitext-2", "wiki-sample"], Layer.SCOPE]
+    """Text the grid is trained and validated on."""
+    vocab_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of the byte-level BPE trained on the training split."""
+    d_model: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Widths of the grid."""
+    n_layers: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Depths of the grid."""
+    epochs: Annotated[PositiveFloat, Layer.SCOPE]
+    """Passes over the training split; a fraction stops within a pass, with the schedule completed."""
+    batch_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Sequences per optimizer step."""
+    seeds: Annotated[list[int], Layer.SCOPE]
+    """Seeds of every grid cell: initialisation and data order."""
+    learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Rates tried per width and mixer at the smallest depth; the list is extended until the best one lies inside it."""
+    mixers: Annotated[list[Literal["resnet-bk", "transformer"]], Layer.SCIENCE]
+    """Architectures trained on the same grid."""
+    context: Annotated[PositiveInt, Layer.SCIENCE]
+    """Tokens per sequence."""
+    n_experts: Annotated[PositiveInt, Layer.SCIENCE]
+    """Experts of each ResNet-BK layer, one of them active per token."""
+    balance_loss: Annotated[float, Field(ge=0), Layer.SCIENCE]
+    """Weight of the load-balance loss of the expert router."""
+    weight_decay: Annotated[float, Field(ge=0), Layer.SCIENCE]
+    """AdamW's decoupled decay, on matrices only."""
+    beta2: Annotated[float, Field(gt=0, lt=1), Layer.SCIENCE]
+    """AdamW's second-moment decay."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1), Layer.SCIENCE]
+    """Share of the steps in which the rate rises linearly."""
+    final_rate_fraction: Annotated[float, Field(ge=0, le=1), Layer.SCIENCE]
+    """Rate at the last step, as a share of the peak; a cosine leads there."""
+    grad_clip: Annotated[PositiveFloat, Layer.SCIENCE]
+    """Largest global gradient norm."""
+    dropout: Annotated[float, Field(ge=0, lt=1), Layer.SCIENCE]
+    """Dropout inside the blocks."""
+    kneser_ney_order: Annotated[PositiveInt, Layer.SCIENCE]
+    """Order of the Kneser-Ney floor that every model is shown beside."""
+    bootstrap: Annotated[PositiveInt, Layer.SCIENCE]
+    """Resamples behind every interval of the fit."""
+
+    @model_validator(mode="after")
+    def _no_empty_or_repeated_axis(self) -> Self:
+        for name in ("d_model", "n_layers", "seeds", "learning_rates", "mixers"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must list at least one value, none of them twice; got {values}")
+        return self
+
+
+class Claims(Params):
+    """The ledger notebook: it only reads what other reports have published for the profile."""
+
+
+REPORTS: dict[str, type[Params]] = {"claims": Claims, "scaling_grid": ScalingGrid}

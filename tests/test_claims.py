@@ -1,0 +1,371 @@
+"""Verdicts, against a truth table written by hand, against random rows and results (no smoke run reproduces anything,
+whatever it found), and on the shipped ledgers with results files of known content.
+"""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import claims
+from labkit.audit import Check, Claim, Finding
+from labkit.claims import Evidence, Grade, Result, Verdict, judge
+from labkit.formula import Interval
+from labkit.schema import Scale
+
+DECISIVE = (Scale.REDUCED, Scale.STATED)
+
+
+def claim(**fields):
+    whole = {"id": "a.x", "source": {"section": "s", "wording": "w"}, "value": 2.0, "printed": "2", "kind": "measured"}
+    return Claim(**whole | {"checks": [{"grade": "reduced", "key": "x"}]} | fields)
+
+
+def results(folder, report="demo", **fields):
+    """Publish a results.json with the contract's fields."""
+    document = {"report": report, "profile": "cpu", "scale": "stated", "fingerprint": "f", "provenance": {}}
+    document |= {"results": {}, "out_of_reach": {}, "failures": []} | fields
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+def ledger(folder, *rows, report="demo"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{report}.yaml").write_text(
+        json.dumps(
+            {"report": report, "source": "made up", "claims": [row.model_dump(exclude_none=True) for row in rows]}
+        )
+    )
+    return folder
+
+
+def judged(tmp_path, rows, *, current_fingerprint=None, **fields):
+    """Judge made-up rows against one made-up results.json; return the frame by row id."""
+    found = judge(
+        results(tmp_path / "figures" / "demo", **fields),
+        ledger_dir=ledger(tmp_path / "ledger", *rows),
+        current_fingerprint=current_fingerprint,
+    )
+    return found.set_index("claim")
+
+
+def value(x, **fields):
+    return {"value": x, "ci": None, "unit": "", "n_seeds": 3, "note": "", **fields}
+
+
+WEAK = {"grade": "stated", "key": "x"}
+COST = {"why": "too large", "seconds": 7200.0, "gib": 23.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "expected", "grade"),
+    [
+        # one strong result, alone
+        ({}, {"results": {"x": value(2.4)}}, "reproduced", "stated scale"),
+        ({}, {"results": {"x": value(2.6)}}, "not reproduced", "stated scale"),
+        ({}, {"results": {"x": value(2.6, ci=[2.4, 2.8])}}, "reproduced", "stated scale"),
+        ({}, {"results": {"x": value(2.6, ci=[2.51, 2.8])}}, "not reproduced", "stated scale"),
+        ({}, {"results": {"x": value([2.2, 9.0])}}, "reproduced", "stated scale"),
+        ({"kind": "bound", "at": "least"}, {"results": {"x": value(1.9)}}, "not reproduced", "stated scale"),
+        ({"kind": "bound", "at": "least"}, {"results": {"x": value(50.0)}}, "reproduced", "stated scale"),
+        ({"kind": "bound", "at": "most"}, {"results": {"x": value(50.0)}}, "not reproduced", "stated scale"),
+        # scale against demand
+        ({}, {"scale": "reduced", "results": {"x": value(2.0)}}, "reproduced", "reduced scale"),
+        ({"checks": [WEAK]}, {"scale": "reduced", "results": {"x": value(2.0)}}, "not attempted", "reduced scale"),
+        ({"checks": [WEAK]}, {"scale": "stated", "results": {"x": value(2.0)}}, "reproduced", "stated scale"),
+        ({}, {"scale": "smoke", "results": {"x": value(2.0)}}, "not attempted", "smoke"),
+        ({}, {"scale": "custom", "results": {"x": value(2.0)}}, "not attempted", "smoke"),
+        ({}, {"scale": "smoke", "results": {"x": value(9.0)}}, "not attempted", "smoke"),
+        (
+            {"checks": [{"grade": "property", "key": "x"}]},
+            {"scale": "reduced", "results": {"x": value(2.0)}},
+            "reproduced",
+            "property",
+        ),
+        (
+            {"checks": [{"grade": "property", "key": "x"}]},
+            {"scale": "smoke", "results": {"x": value(2.0)}},
+            "not attempted",
+            "property",
+        ),
+        # cost
+        ({}, {"out_of_reach": {"x": COST}}, "out of reach", ""),
+        (
+            {"checks": [WEAK]},
+            {"scale": "reduced", "results": {"x": value(2.0)}, "out_of_reach": {"x": COST}},
+            "out of reach",
+            "reduced scale",
+        ),
+        ({}, {"results": {"x": value(2.0)}, "out_of_reach": {"x": COST}}, "reproduced", "stated scale"),
+        # nothing, or from a profile that does not count
+        ({}, {}, "not attempted", ""),
+        ({"checks": []}, {"results": {"x": value(2.0)}}, "not attempted", ""),
+        (
+            {"checks": [{"grade": "reduced", "key": "x", "profiles": ["h100"]}]},
+            {"results": {"x": value(2.0)}},
+            "not attempted",
+            "",
+        ),
+        # the audit
+        ({"formula": "2 + 1"}, {"results": {"x": value(2.0)}}, "inconsistent in source", "recomputed from the text"),
+        ({"formula": "2 + 1"}, {}, "inconsistent in source", "recomputed from the text"),
+        ({"formula": "1 + 1"}, {}, "audited only", "recomputed from the text"),
+        ({"formula": "1 + 1.2"}, {}, "audited only", "recomputed from the text"),
+        ({"formula": "1 + 1"}, {"results": {"x": value(9.0)}}, "not reproduced", "stated scale"),
+        (
+            {"formula": "1 + 1"},
+            {"scale": "smoke", "results": {"x": value(2.0)}},
+            "audited only",
+            "recomputed from the text",
+        ),
+        ({"formula": "1 + 1"}, {"out_of_reach": {"x": COST}}, "audited only", "recomputed from the text"),
+    ],
+)
+def test_verdict_truth_table(tmp_path, row, fields, expected, grade):
+    found = judged(tmp_path, [claim(**row)], **fields).loc["a.x"]
+    assert (found["verdict"], found["grade"]) == (expected, grade)
+
+
+def test_a_weak_figure_is_shown_with_the_reason_it_decides_nothing(tmp_path):
+    found = judged(tmp_path, [claim()], scale="smoke", results={"x": value(2.01, ci=[1.9, 2.1])}).loc["a.x"]
+    assert found["measured"] == "2.01 [1.9 to 2.1]"
+    assert "smoke" in found["why"]
+
+
+def test_out_of_reach_says_what_it_would_take(tmp_path):
+    found = judged(tmp_path, [claim()], out_of_reach={"x": COST}).loc["a.x"]
+    assert found["why"] == "too large; needs 2 h, 23 GiB"
+
+
+def test_an_ordering_needs_an_interval_and_what_it_compares_told_from_zero(tmp_path):
+    row = claim(
+        value=0.0, printed="0", kind="ordering", checks=[{"grade": "reduced", "key": "x", "resolved": ["b1", "b2"]}]
+    )
+    both = {"b1": value(-0.3, ci=[-0.4, -0.2]), "b2": value(-0.2, ci=[-0.3, -0.1])}
+    blurred = both | {"b2": value(-0.2, ci=[-0.5, 0.1])}
+    around, away = value(-0.1, ci=[-0.2, 0.1]), value(-0.1, ci=[-0.2, -0.01])
+
+    def verdict(found):
+        return judged(tmp_path, [row], results=found).loc["a.x", "verdict"]
+
+    assert verdict(both | {"x": around}) == "reproduced"
+    assert verdict(both | {"x": away}) == "not reproduced"
+    assert verdict(both | {"x": value(0.0)}) == "not attempted"
+    assert verdict(blurred | {"x": around}) == "not attempted"
+    assert verdict({"x": around, "b1": both["b1"]}) == "not attempted"
+
+
+def test_a_result_that_decides_is_preferred_to_one_that_does_not(tmp_path):
+    row = claim(checks=[{"grade": "stated", "key": "x"}, {"grade": "property", "key": "y"}])
+    found = judged(tmp_path, [row], scale="reduced", results={"x": value(9.0), "y": value(2.0)}).loc["a.x"]
+    assert (found["verdict"], found["grade"]) == ("reproduced", "property")
+
+
+@pytest.mark.parametrize(
+    ("current", "verdict"),
+    [
+        ("f", "reproduced"),
+        (None, "reproduced"),
+        ("g", "stale"),
+        ({"demo": "g"}, "stale"),
+        ({"other": "g"}, "reproduced"),
+    ],
+)
+def test_results_of_other_code_are_stale(tmp_path, current, verdict):
+    found = judged(tmp_path, [claim()], results={"x": value(2.0)}, current_fingerprint=current)
+    assert found.loc["a.x", "verdict"] == verdict
+
+
+def test_stale_touches_only_rows_with_a_result_and_comes_before_all_else(tmp_path):
+    rows = [
+        claim(formula="1 + 2"),
+        claim(id="a.text", formula="1 + 1", checks=[]),
+        claim(id="a.none", checks=[{"grade": "reduced", "key": "none"}]),
+    ]
+    found = judged(tmp_path, rows, results={"x": value(2.0)}, current_fingerprint="g")["verdict"]
+    assert list(found) == ["stale", "audited only", "not attempted"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "measured_in", "measured", "verdict"),
+    [
+        ("hours", "seconds", 7200.0, "reproduced"),
+        ("minutes", "hours", 2.0, "not reproduced"),
+        ("days", "hours", 48.0, "reproduced"),
+        ("GB", "GiB", 1.8626, "reproduced"),
+        ("GiB", "GB", 2.0, "reproduced"),
+        ("perplexity", "perplexity", 2.0, "reproduced"),
+    ],
+)
+def test_sizes_and_times_are_compared_in_the_rows_unit(tmp_path, unit, measured_in, measured, verdict):
+    found = judged(tmp_path, [claim(unit=unit)], results={"x": value(measured, unit=measured_in)}).loc["a.x"]
+    assert found["verdict"] == verdict
+    assert found["unit"] == unit
+
+
+def test_gb_and_gib_differ_by_seven_percent(tmp_path):
+    row = claim(unit="GB", value=2.00, printed="2.00")
+    found = judged(tmp_path, [row], results={"x": value(2.0, unit="GiB", ci=[1.99, 2.01])}).loc["a.x"]
+    assert found["verdict"] == "not reproduced"
+    assert found["measured"].startswith("2.147 [")
+
+
+def test_units_that_do_not_convert_are_an_error_naming_file_and_result(tmp_path):
+    with pytest.raises(ValueError, match=r"results\.json, result x is in 'nats', its ledger row in 'perplexity'"):
+        judged(tmp_path, [claim(unit="perplexity")], results={"x": value(2.0, unit="nats")})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"results": {"x": value(float("nan"))}},
+        {"results": {"x": value(2.0, ci=[float("-inf"), 3.0])}},
+        {"results": {"x": value(2.0, ci=[3.0, 1.0])}},
+        {"results": {"x": value("2.0")}},
+        {"results": {"x": value(2.0, verdict="reproduced")}},
+        {"scale": "huge"},
+        {"fingerprint": None},
+        {"out_of_reach": {"x": {"seconds": 3.0}}},
+    ],
+)
+def test_a_malformed_results_file_is_refused_by_name(tmp_path, broken):
+    with pytest.raises(ValueError, match=r"results\.json: .*run the report again"):
+        judged(tmp_path, [claim()], **broken)
+
+
+def test_a_truncated_results_file_is_refused_by_name(tmp_path):
+    (tmp_path / "results.json").write_text('{"report": "demo", ')
+    with pytest.raises(ValueError, match=r"results\.json: .*run the report again"):
+        judge(tmp_path)
+
+
+numbers = st.floats(-1e6, 1e6)
+pairs = st.tuples(numbers, numbers).map(sorted)
+
+
+@st.composite
+def rows(draw):
+    """Draw a row of any kind, in whole numbers so that its print is easily made."""
+    whole = st.integers(-1000, 1000)
+    ends = sorted(draw(st.lists(whole, min_size=1, max_size=2)))
+    kind = draw(st.sampled_from(["measured", "expected", "derived", "setting", "bound", "ordering", "count"]))
+    grades = draw(st.lists(st.sampled_from(["property", "reduced", "stated"]), max_size=3))
+    tolerance = {"origin": "abs", "value": draw(st.floats(0, 1e6)), "why": "w"} if draw(st.booleans()) else None
+    return claim(
+        value=float(ends[0]) if len(ends) == 1 else [float(end) for end in ends],
+        printed=" to ".join(map(str, ends)),
+        kind=kind,
+        at=draw(st.sampled_from(["least", "most"])) if kind == "bound" else None,
+        tolerance=tolerance,
+        checks=[{"grade": grade, "key": f"k{i}"} for i, grade in enumerate(grades)],
+    )
+
+
+measurements = st.builds(Result, value=numbers | pairs, ci=st.none() | pairs)
+costs = st.none() | st.builds(claims.OutOfReach, why=st.just("large"), seconds=st.none() | st.floats(0, 1e9))
+
+
+@st.composite
+def documents(draw):
+    """Draw what a notebook could publish for the keys of `rows`."""
+    keys = ["k0", "k1", "k2"]
+    return claims.Results(
+        report="demo",
+        profile="cpu",
+        scale=draw(st.sampled_from(Scale)),
+        fingerprint="f",
+        results={key: draw(measurements) for key in keys if draw(st.booleans())},
+        out_of_reach={key: cost for key in keys if (cost := draw(costs))},
+    )
+
+
+@given(rows(), documents(), st.sampled_from([None, "consistent", "rounding", "contradiction"]), st.booleans())
+def test_only_a_reduced_or_stated_run_ever_decides_and_a_stated_row_only_the_latter(row, found, kind, stale):
+    box = Interval.point(0)
+    findings = [Finding(claim=row.id, kind=kind, reported=box, recomputed=box, why="w")] if kind else []
+    evidence = claims._evidence(row, found)
+    judgement = claims.verdict(row, evidence, findings, found.scale, stale)
+    decided = judgement.verdict in (Verdict.REPRODUCED, Verdict.NOT_REPRODUCED)
+    if decided:
+        assert found.scale in DECISIVE
+        assert kind != "contradiction"
+        assert not stale
+        assert found.scale is Scale.STATED or evidence.check.grade != "stated"
+        meets = evidence.result.interval().meets(row.tolerated())
+        assert meets == (judgement.verdict is Verdict.REPRODUCED)
+    assert judgement.why
+
+
+@given(rows(), measurements, st.sampled_from(["property", "reduced", "stated"]), st.sampled_from(Grade))
+def test_a_smoke_run_never_reproduces_even_a_perfect_match(row, result, demand, grade):
+    evidence = Evidence(check=Check(key="k", grade=demand), grade=grade, result=result, out_of_reach=None)
+    for scale in (Scale.SMOKE, Scale.CUSTOM, None):
+        assert claims.verdict(row, evidence, [], scale, False).verdict is Verdict.NOT_ATTEMPTED
+
+
+def test_every_number_of_every_report_has_a_row_even_before_any_run(tmp_path):
+    found = judge(tmp_path)
+    assert list(found.columns) == ["claim", "reported", "measured", "unit", "verdict", "grade", "why"]
+    assert list(found["claim"]) == [row.id for row in claims.load()]
+    assert set(found["verdict"]) <= {"inconsistent in source", "audited only", "not attempted"}
+    assert (found["measured"] == "").all()
+    assert (found["why"].str.len() > 0).all()
+
+
+def test_a_profile_folder_and_a_report_folder_give_the_same_rows(tmp_path):
+    published = {
+        "parameters/d512_l16": value(98105744, unit="parameters"),
+        "exponent/resnet-bk": value(-0.05, ci=[-0.09, -0.01]),
+    }
+    folder = results(tmp_path / "scaling_grid", report="scaling_grid", scale="reduced", results=published)
+    alone, whole = judge(folder), judge(tmp_path, report="scaling_grid")
+    assert alone.equals(whole)
+    found = alone.set_index("claim")
+    assert found.loc["scaling.d512_l16.parameters", "verdict"] == "inconsistent in source"
+    assert found.loc["scaling.d512_l16.parameters", "measured"] == "98,105,744"
+    assert found.loc["scaling.law.exponent", "verdict"] == "not reproduced"
+
+
+def test_scaling_levels_wait_for_the_stated_scale_and_the_right_device(tmp_path):
+    published = {
+        "word_perplexity/resnet-bk/d64_l4": value(120.0, unit="perplexity"),
+        "hours/grid": value(30.0, unit="hours"),
+        "exponent/resnet-bk": value(-0.15, ci=[-0.18, -0.12]),
+    }
+    seen = {}
+    for scale in ("smoke", "reduced", "stated"):
+        folder = results(tmp_path / scale, report="scaling_grid", scale=scale, results=published)
+        found = judge(folder).set_index("claim")["verdict"]
+        names = ["d64_l4.perplexity", "time.full_cpu", "time.full_gpu", "law.exponent"]
+        seen[scale] = [found[f"scaling.{name}"] for name in names]
+    assert seen["smoke"] == ["not attempted"] * 4
+    assert seen["reduced"] == ["not attempted", "not attempted", "not attempted", "reproduced"]
+    assert seen["stated"] == ["reproduced", "reproduced", "not attempted", "reproduced"]
+
+
+def test_a_profile_without_runs_is_judged_by_the_audit_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
+    assert claims.judge_profile("cpu", "scaling_grid").equals(judge(tmp_path, report="scaling_grid"))
+
+
+def test_an_unknown_report_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="scaling_grid"):
+        claims.load("scaling_gird")
+
+
+def test_summary_counts_every_verdict_once(tmp_path):
+    found = judge(tmp_path)
+    counts = claims.summary(found)
+    assert list(counts["verdict"]) == [str(verdict) for verdict in Verdict]
+    assert counts["claims"].sum() == len(found)
+    assert counts.set_index("verdict").loc["reproduced", "claims"] == 0
+
+
+def test_render_shows_every_row_and_reads_no_markup_in_the_text(tmp_path):
+    found = judged(tmp_path, [claim(note="see [bold] here")], results={"x": value(2.0, ci=[1.0, 3.0])}).reset_index()
+    table = claims.render(found)
+    assert table.row_count == 1
+    assert str(next(iter(table.columns[2].cells))) == "2 [1 to 3]"
+    assert "[bold]" in str(next(iter(table.columns[6].cells)))

@@ -1,0 +1,152 @@
+"""Parameters: every way a wrong value can slip in is refused with a message that names it.
+
+The reference is the YAML 1.2 core schema (section 10.3.2 of the specification) and, for the layers, the rule that a
+profile may only shrink a report's scope.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from labkit import params, paths, yaml12
+from labkit.schema import REPORTS, Layer, Scale
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A copy of params/ and notebooks/ that a test may edit."""
+    for folder in ("params", "notebooks"):
+        source = paths.root() / folder
+        for path in source.rglob("*"):
+            if path.is_file() and "checkpoint" not in str(path):
+                target = tmp_path / folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("5e-7", 5e-7), ("1e5", 1e5), (".5", 0.5), ("1.", 1.0), ("1:30", "1:30"), ("010", 10)]
+    + [("0o10", 8), ("0x10", 16), ("on", "on"), ("yes", "yes"), ("true", True), ("~", None), ("2024-01-01", "2024-01-01")],
+)
+def test_scalars_follow_yaml_1_2(text, value):
+    got = yaml12.loads(f"x: {text}")["x"]
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_a_key_given_twice_is_refused_with_its_line():
+    with pytest.raises(ValueError, match=r"file\.yaml, line 2: key 'a' is given twice"):
+        yaml12.loads("a: 1\na: 2", "file.yaml")
+
+
+@pytest.mark.parametrize("value", [1e-5, 5e-7, 1e22, "1e-5", "on", "1:30", "010", "", "a: b", "null", [1, 2.5], None, True])
+def test_dumped_yaml_reads_back_equal_under_1_1_and_1_2(value):
+    import yaml
+
+    text = yaml12.dumps({"x": value})
+    assert yaml12.loads(text) == {"x": value}
+    assert yaml.safe_load(text) == {"x": value}
+
+
+@pytest.mark.parametrize("hardware", paths.profiles())
+@pytest.mark.parametrize("report", sorted(REPORTS))
+def test_every_report_resolves_on_every_profile(report, hardware):
+    resolved = params.resolve(report, hardware)
+    assert resolved.hardware == hardware
+
+
+def test_the_named_profiles_exist():
+    assert set(paths.profiles()) >= {"ci", "cpu", "cpu-24gb", "gtx1650", "rtx5080", "jetson-thor", "h100"}
+
+
+@pytest.mark.parametrize("hardware", ["h100", "rtx5080"])
+def test_large_cards_hold_the_reports_whole_grid(hardware):
+    grid = params.resolve("scaling_grid", hardware)
+    assert (grid.d_model, grid.n_layers, grid.epochs) == ([64, 128, 256, 512], [4, 8, 12, 16], 5)
+    assert grid.corpus == "wikitext-2"
+    assert params.scale(grid) is Scale.STATED
+
+
+def test_scale_is_derived_from_the_files_and_the_overrides():
+    assert params.scale(params.resolve("scaling_grid", "ci")) is Scale.SMOKE
+    assert params.scale(params.resolve("scaling_grid", "cpu")) is Scale.REDUCED
+    assert params.scale(params.resolve("scaling_grid", "cpu", {"dropout": 0.2})) is Scale.CUSTOM
+
+
+def test_a_science_value_is_the_same_on_every_profile():
+    science = [name for name in REPORTS["scaling_grid"].model_fields if REPORTS["scaling_grid"].layer(name) is Layer.SCIENCE]
+    seen = {tuple(str(getattr(params.resolve("scaling_grid", hw), name)) for name in science) for hw in paths.profiles()}
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("    d_modle: [64]", r"ci\.yaml: unknown key 'd_modle'; did you mean 'd_model'"),
+        ("    dropout: 0.2", r"ci\.yaml: dropout is part of the science of scaling_grid"),
+        ("    epochs: '1e-5'", r"ci\.yaml: epochs: .*'1e-5' as text: write 1e-5 without quotes"),
+        ("    n_layers: [32]", r"ci\.yaml: n_layers = \[32\] goes beyond the report's \[4, 8, 12, 16\]"),
+        ("    seeds: []", r"seeds must list at least one value"),
+        ("    corpus: ptb", r"ci\.yaml: corpus: Input should be 'wikitext-2' or 'wiki-sample'"),
+    ],
+)
+def test_a_wrong_profile_line_is_refused_by_name(clone, line, message):
+    path = clone / "params" / "hardware" / "ci.yaml"
+    key = line.split(":")[0].strip()
+    lines = [each for each in path.read_text().splitlines() if each.split(":")[0].strip() != key]
+    path.write_text("\n".join([*lines, line]) + "\n")
+    with pytest.raises(ValueError, match=message):
+        params.resolve("scaling_grid", "ci")
+
+
+def test_an_unknown_machine_key_is_refused_by_name(clone):
+    path = clone / "params" / "hardware" / "ci.yaml"
+    path.write_text(path.read_text().replace("threads:", "thread:"))
+    with pytest.raises(ValueError, match=r"ci\.yaml: unknown key 'thread'; did you mean 'threads'"):
+        params.resolve("scaling_grid", "ci")
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(ValueError, match="unknown report 'scaling_gird'; did you mean 'scaling_grid'"):
+        params.resolve("scaling_gird", "ci")
+    with pytest.raises(ValueError, match="unknown hardware profile 'h10'; did you mean 'h100'"):
+        params.resolve("scaling_grid", "h10")
+    with pytest.raises(ValueError, match="-p: unknown key 'dropuot'; did you mean 'dropout'"):
+        params.resolve("scaling_grid", "ci", {"dropuot": 0.1})
+
+
+def test_a_whole_number_is_a_float_where_a_float_is_meant_and_nothing_else_is_converted():
+    assert params.resolve("scaling_grid", "ci", {"epochs": 1}).digest() == params.resolve("scaling_grid", "ci", {"epochs": 1.0}).digest()
+    for value in (True, "3", 3.0):
+        with pytest.raises(ValueError, match="-p: context"):
+            params.resolve("scaling_grid", "ci", {"context": value})
+
+
+def test_collect_reads_the_notebooks_variables_back():
+    resolved = params.resolve("scaling_grid", "ci")
+    assert params.collect("scaling_grid", resolved.model_dump()) == resolved
+
+
+def test_collect_refuses_text_missing_and_unknown_injected_names():
+    values = params.resolve("scaling_grid", "ci").model_dump()
+    with pytest.raises(ValueError, match="epochs: .*as text"):
+        params.collect("scaling_grid", values | {"epochs": "1e-5"})
+    with pytest.raises(ValueError, match="does not set vocab_size"):
+        params.collect("scaling_grid", {k: v for k, v in values.items() if k != "vocab_size"})
+    with pytest.raises(ValueError, match="injected-parameters: unknown key 'epocks'; did you mean 'epochs'"):
+        params.collect("scaling_grid", values | {"In": ["", "# Parameters\nepocks = 5\n"]})
+
+
+def test_the_command_line_exits_with_2_and_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "labkit.cli", "params", "scaling_grid", "--hw", "ci", "-p", "epochs='1e-5'"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("labkit: -p: epochs:")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,226 @@
+"""Checks labkit.progress with a clock that the test moves by hand, so every expected time is exact arithmetic.
+
+The terminal is a real pseudo-terminal and the heartbeat is also read by another process while the work goes on.
+
+Run: pytest tests/test_progress.py
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.progress import Heartbeat, Progress, read_heartbeat
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABKIT_HEARTBEAT", raising=False)
+    monkeypatch.delenv("LABKIT_HEADLESS", raising=False)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+def start(total: int, log: io.StringIO, clock: Clock, **settings: Any) -> Progress:
+    return Progress(total, "grid", stream=log, clock=clock, **settings)
+
+
+def test_time_left_is_the_mean_time_of_an_item_times_the_items_left(clock: Clock, log: io.StringIO) -> None:
+    with start(16, log, clock) as progress:
+        assert progress.eta_seconds() is None
+        clock.wait(10)
+        progress.advance()
+        clock.wait(30)
+        progress.advance()
+        assert progress.eta_seconds() == 14 * 20
+
+
+def test_items_already_there_do_not_distort_the_time_left(clock: Clock, log: io.StringIO) -> None:
+    with start(16, log, clock) as progress:
+        for _ in range(8):
+            clock.wait(0.5)
+            progress.skip()
+        assert progress.eta_seconds() is None
+        clock.wait(10)
+        progress.advance()
+        progress.skip(3)
+        assert progress.eta_seconds() == 4 * 10
+
+
+def test_time_before_the_block_is_entered_does_not_count(clock: Clock, log: io.StringIO) -> None:
+    progress = start(2, log, clock)
+    clock.wait(500)
+    with progress:
+        clock.wait(3)
+        progress.advance()
+        assert progress.eta_seconds() == 3
+
+
+def test_log_gets_the_first_and_last_line_and_one_per_period(clock: Clock, log: io.StringIO) -> None:
+    with start(100, log, clock, every_seconds=10) as progress:
+        for i in range(100):
+            clock.wait(0.25)
+            progress.advance(message=f"cell {i}")
+    assert log.getvalue().splitlines() == [
+        "grid: 0/100 (0%)",
+        "grid: 40/100 (40%), about 15.0 s left, cell 39",
+        "grid: 80/100 (80%), about 5.0 s left, cell 79",
+        "grid: 100/100 (100%), cell 99, after 25.0 s",
+    ]
+
+
+def test_no_work_at_all_is_still_reported(clock: Clock, log: io.StringIO) -> None:
+    with start(0, log, clock):
+        pass
+    assert log.getvalue().splitlines() == ["grid: 0/0", "grid: 0/0, after 0 ms"]
+
+
+def test_failure_is_named_in_the_log_and_the_heartbeat(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+
+    def work() -> None:
+        with start(3, log, clock, heartbeat=heartbeat) as progress:
+            clock.wait(5)
+            progress.advance()
+            raise KeyError("lr")
+
+    with pytest.raises(KeyError):
+        work()
+    assert log.getvalue().splitlines()[-1] == "grid: 1/3 (33%), stopped by KeyError: 'lr', after 5.0 s"
+    beat = read_heartbeat(heartbeat)
+    assert beat is not None
+    assert (beat.done, beat.eta_seconds, beat.message) == (1, None, "stopped by KeyError: 'lr'")
+
+
+def test_heartbeat_follows_the_work(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    heartbeat = tmp_path / "runs" / "heartbeat.json"
+    with start(4, log, clock, heartbeat=heartbeat) as progress:
+        beats = [read_heartbeat(heartbeat)]
+        clock.wait(6)
+        progress.advance(message="d64_l4")
+        beats.append(read_heartbeat(heartbeat))
+    seen = [(beat.label, beat.done, beat.total, beat.eta_seconds, beat.message) for beat in beats if beat]
+    assert seen == [("grid", 0, 4, None, ""), ("grid", 1, 4, 18.0, "d64_l4")]
+    assert [path.name for path in heartbeat.parent.iterdir()] == ["heartbeat.json"]
+
+
+def test_heartbeat_is_not_rewritten_for_every_item(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    with start(1000, log, clock, heartbeat=heartbeat) as progress:
+        clock.wait(2)
+        progress.advance()
+        written = heartbeat.stat().st_mtime_ns, heartbeat.stat().st_ino
+        for _ in range(100):
+            progress.advance()
+        assert (heartbeat.stat().st_mtime_ns, heartbeat.stat().st_ino) == written
+
+
+def test_another_process_reads_the_heartbeat_that_the_environment_names(tmp_path: Path) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    code = """
+import sys
+from labkit.progress import Progress
+with Progress(5, "decode") as progress:
+    progress.skip(2, "cached")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+    env = os.environ | {"LABKIT_HEARTBEAT": str(heartbeat)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, text=True, **pipes) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        during = read_heartbeat(heartbeat)
+        child.communicate("\n")
+    after = read_heartbeat(heartbeat)
+    assert during is not None
+    assert after is not None
+    assert (during.label, during.total, during.pid) == ("decode", 5, child.pid)
+    assert (after.done, after.message) == (2, "cached")
+
+
+def test_no_heartbeat_yet_is_none_and_another_file_is_refused(tmp_path: Path) -> None:
+    assert read_heartbeat(tmp_path / "heartbeat.json") is None
+    for text in ("{", '{"label": "grid"}', "[1]"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"other\.json is not a heartbeat"):
+            read_heartbeat(tmp_path / "other.json")
+
+
+def test_heartbeat_file_is_plain_json(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    with start(1, log, clock, heartbeat=heartbeat):
+        pass
+    assert set(json.loads(heartbeat.read_text())) == set(Heartbeat.__dataclass_fields__)
+
+
+def run_in_terminal(code: str, **env: str) -> str:
+    """Run code with stderr on a pseudo-terminal and return what the terminal received."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"} | env
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    received = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        # Linux reports the closed other end of a pseudo-terminal as an error, after everything has been read.
+        try:
+            while chunk := terminal.read(65536):
+                received += chunk
+        except OSError:
+            return received.decode()
+    return received.decode()
+
+
+IN_TERMINAL = """
+from labkit.progress import Progress
+with Progress(3, "grid") as progress:
+    progress.advance(3, message="[d64_l4]")
+"""
+
+
+def test_terminal_gets_one_bar_with_the_text_of_the_lines() -> None:
+    shown = run_in_terminal(IN_TERMINAL)
+    assert "\x1b[" in shown
+    assert "━" in shown
+    assert "grid: 3/3 (100%), [d64_l4]" in shown
+
+
+def test_headless_run_in_a_terminal_gets_plain_lines() -> None:
+    shown = run_in_terminal(IN_TERMINAL, LABKIT_HEADLESS="1")
+    assert "\x1b[" not in shown
+    assert shown.splitlines()[0] == "grid: 0/3 (0%)"
+
+
+@pytest.mark.parametrize("settings", [{"total": -1}, {"total": 1, "every_seconds": -0.1}])
+def test_a_negative_total_or_period_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="grid: total is"):
+        Progress(label="grid", **settings)
