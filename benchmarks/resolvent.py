@@ -1,16 +1,18 @@
 """The blocked resolvent diagonal beside what a user would write instead: a Python loop, a dense inverse, attention.
 
-    python benchmarks/resolvent.py [--threads 1 2] [--repeats 7]
+    python benchmarks/resolvent.py [--threads 1 2] [--repeats 7] [--clock wall|cpu]
 
 Every arm does forward and backward in float32/complex64 on the CPU. Arms are interleaved, so that other load on the
 machine falls on all of them; each line gives the median over repeats and, in brackets, the smallest and the largest. A
-ratio is formed within one repeat: above 1 the blocked kernel is faster.
+ratio is formed within one repeat: above 1 the blocked kernel is faster. On a busy machine `--clock cpu` with one thread
+is the fairer clock; two threads then wait for each other at every parallel region and say little.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +29,8 @@ DENSE_LIMIT_BYTES = 2 * 2**30
 WIDTH, HEADS = 256, 8
 
 Arm = Callable[[], object]
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def loop(potential: Tensor) -> Tensor:
@@ -67,17 +71,24 @@ def attention(batch: int, length: int) -> Arm:
     return run
 
 
-def interleave(arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
-    """Run every arm once to warm up, then all of them in turn; return the seconds of each repeat."""
+def interleave(arms: dict[str, Arm], repeats: int, clock: Clock) -> dict[str, list[float]]:
+    """Run every arm in turn, `repeats` times; return the seconds per call, a short arm averaged over 20 ms of calls."""
     for arm in arms.values():
         arm()
+    calls = {name: max(1, round(0.02 / time_calls(arm, 1, clock))) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, arm in arms.items():
-            start = time.perf_counter()
-            arm()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time_calls(arm, calls[name], clock))
     return seconds
+
+
+def time_calls(arm: Arm, calls: int, clock: Clock) -> float:
+    """Return the mean seconds of one call on the chosen clock."""
+    start = clock()
+    for _ in range(calls):
+        arm()
+    return (clock() - start) / calls
 
 
 def spread(values: Iterable[float], unit: str = "", scale: float = 1.0) -> str:
@@ -91,11 +102,11 @@ def ratios(seconds: dict[str, list[float]], other: str, ours: str) -> list[float
     return [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
 
 
-def compare_with_loop_and_dense(repeats: int) -> None:
+def compare_with_loop_and_dense(repeats: int, clock: Clock) -> None:
     """Print the two speed-ups, causal against the loop and bidirectional against the dense inverse."""
     for length in (256, 512, 4096):
         ours = forward_backward(resolvent_diagonal, BATCH, length)
-        seconds = interleave({"ours": ours, "loop": forward_backward(loop, BATCH, length)}, repeats)
+        seconds = interleave({"ours": ours, "loop": forward_backward(loop, BATCH, length)}, repeats, clock)
         for name, values in seconds.items():
             print(f"  N={length:<6} {name}         {spread(values, ' ms', 1e3)}")
         print(f"  {'':8} loop / ours  {spread(ratios(seconds, 'loop', 'ours'))}")
@@ -104,14 +115,14 @@ def compare_with_loop_and_dense(repeats: int) -> None:
             print(f"  {'':8} dense inverse skipped: matrix and inverse take {needed / 2**30:.1f} GiB, limit 2 GiB")
             continue
         ours = forward_backward(lambda v: resolvent_diagonal(v, causal=False), BATCH, length)
-        seconds = interleave({"ours": ours, "dense": forward_backward(dense, BATCH, length)}, repeats)
+        seconds = interleave({"ours": ours, "dense": forward_backward(dense, BATCH, length)}, repeats, clock)
         print(f"  {'':8} dense / ours {spread(ratios(seconds, 'dense', 'ours'))}   (bidirectional)")
 
 
-def fit_exponent(repeats: int) -> None:
+def fit_exponent(repeats: int, clock: Clock) -> None:
     """Print the time at each length and the slope of log time over log N."""
     arms = {str(n): forward_backward(resolvent_diagonal, BATCH, n) for n in LENGTHS}
-    seconds = interleave(arms, repeats)
+    seconds = interleave(arms, repeats, clock)
     for name, values in seconds.items():
         print(f"  N={name:<6} {spread(values, ' ms', 1e3)}")
     x = [math.log(n) for n in LENGTHS]
@@ -120,13 +131,13 @@ def fit_exponent(repeats: int) -> None:
     print(f"  time ~ N^{slope:.3f} from N={LENGTHS[0]} to {LENGTHS[-1]} (target: at most 1.15)")
 
 
-def find_crossing(batch: int, repeats: int) -> None:
+def find_crossing(batch: int, repeats: int, clock: Clock) -> None:
     """Print attention / ours over N and the length where it passes 1."""
     previous: tuple[int, float] | None = None
     crossing = "attention is slower at every N tried"
     for length in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
         arms = {"ours": forward_backward(resolvent_diagonal, batch, length), "attention": attention(batch, length)}
-        values = ratios(interleave(arms, repeats), "attention", "ours")
+        values = ratios(interleave(arms, repeats, clock), "attention", "ours")
         ratio = statistics.median(values)
         print(f"  N={length:<6} attention / ours {spread(values)}")
         if previous and previous[1] < 1 <= ratio:
@@ -141,17 +152,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
+    clock = CLOCKS[arguments.clock]
     torch.manual_seed(0)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        print(f"== {threads} thread(s), torch {torch.__version__}, batch {BATCH}, forward + backward")
-        compare_with_loop_and_dense(arguments.repeats)
+        print(f"== {threads} thread(s), torch {torch.__version__}, batch {BATCH}, {arguments.clock} clock", end=", ")
+        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        compare_with_loop_and_dense(arguments.repeats, clock)
         print("-- growth with N")
-        fit_exponent(arguments.repeats)
+        fit_exponent(arguments.repeats, clock)
         for batch in (BATCH, 1):
             print(f"-- against causal attention of width {WIDTH} ({HEADS} heads), batch {batch}, projections left out")
-            find_crossing(batch, arguments.repeats)
+            find_crossing(batch, arguments.repeats, clock)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Training throughput of both architectures beside a plain GPT loop of the same shape, on the CPU in float32.
 
-    python benchmarks/train_throughput.py [--threads 1 2] [--repeats 9] [--steps 4]
+    python benchmarks/train_throughput.py [--threads 1 2] [--repeats 9] [--steps 4] [--clock wall|cpu]
 
 The plain arm is what one writes after reading nanoGPT: separate modules, exact GELU, fused attention, all logits at
 once into F.cross_entropy, AdamW with PyTorch's CPU default (not fused) and decay on matrices. Ours are the same d128_l4
 transformer and the ResNet-BK of that grid point, with `next_token_loss` and `adamw`. A step is forward, backward and
 update. Arms are interleaved, so that other load falls on all of them; lines give the median over repeats and the
 smallest and largest in brackets, and ratios are formed within one repeat (above 1: more tokens per second than plain).
+On a busy machine `--clock cpu` with one thread is the fairer clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +30,8 @@ WIDTH, LAYERS, HEADS, CONTEXT, VOCABULARY, BATCH = 128, 4, 4, 128, 2048, 16
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 
 Step = Callable[[Tensor, Tensor], object]
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class PlainBlock(nn.Module):
@@ -115,17 +119,17 @@ def build_arms() -> dict[str, tuple[int, Step]]:
     return arms
 
 
-def interleave(arms: dict[str, tuple[int, Step]], repeats: int, steps: int) -> dict[str, list[float]]:
+def interleave(arms: dict[str, tuple[int, Step]], repeats: int, steps: int, clock: Clock) -> dict[str, list[float]]:
     """Warm every arm up, then time `steps` steps of each in turn; return tokens per second of each repeat."""
     ids, targets = (torch.randint(VOCABULARY, (BATCH, CONTEXT)) for _ in range(2))
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for repeat in range(-1, repeats):
         for name, (_, step) in arms.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(steps):
                 step(ids, targets)
             if repeat >= 0:
-                rates[name].append(steps * ids.numel() / (time.perf_counter() - start))
+                rates[name].append(steps * ids.numel() / (clock() - start))
     return rates
 
 
@@ -140,15 +144,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         arms = build_arms()
-        rates = interleave(arms, arguments.repeats, arguments.steps)
-        print(
-            f"== {threads} thread(s), torch {torch.__version__}, d{WIDTH}_l{LAYERS}, V={VOCABULARY}, {BATCH} x {CONTEXT} ids"
-        )
+        rates = interleave(arms, arguments.repeats, arguments.steps, CLOCKS[arguments.clock])
+        shape = f"d{WIDTH}_l{LAYERS}, V={VOCABULARY}, {BATCH} x {CONTEXT} ids"
+        print(f"== {threads} thread(s), torch {torch.__version__}, {shape}, {arguments.clock} clock", end=", ")
+        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         for name, (parameters, _) in arms.items():
             ratio = [ours / plain for ours, plain in zip(rates[name], rates["plain GPT"], strict=True)]
             print(

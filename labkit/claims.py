@@ -27,7 +27,7 @@ from typing import Annotated, NamedTuple, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from labkit import params, paths, record
@@ -348,7 +348,7 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 def render(judged: pd.DataFrame) -> Table:
     """Lay the rows of `judge` out for a terminal."""
     colours = {Verdict.REPRODUCED: "green", Verdict.NOT_REPRODUCED: "red", Verdict.INCONSISTENT: "magenta"}
-    table = Table(*COLUMNS)
+    table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for row in judged.itertuples(index=False):
         cells = [Text(str(cell)) for cell in row]
         cells[COLUMNS.index("verdict")].stylize(colours.get(row.verdict, "dim"))

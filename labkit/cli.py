@@ -8,15 +8,27 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from labkit import yaml12
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(soft_wrap=True, highlight=False)
+# Paths and messages may hold square brackets, which are no markup. A log or a pipe has no width; tables need some.
+console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _known_profile(name: str) -> str:
+    from labkit import params
+
+    params.resolve("claims", name)
+    return name
+
 
 Report = Annotated[str, typer.Argument(help="A report: scaling_grid, claims.")]
-Hardware = Annotated[str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.")]
+Hardware = Annotated[
+    str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.", callback=_known_profile)
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("-p", "--param", help="key=value for this run only; the value is YAML 1.2.")
 ]
@@ -34,23 +46,24 @@ def run(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
 def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
     """Show what a run would take: models, FLOPs, time, memory, disk."""
     from labkit import params
-    from labkit import run as runner
+    from labkit import plan as planner
 
     resolved = params.resolve(report, hw, _overrides(param))
-    console.print(runner.describe(resolved, runner.plan(resolved)))
+    console.print(planner.describe(resolved, planner.plan(resolved)))
 
 
 @app.command()
 def doctor(report: Report = "scaling_grid", hw: Hardware = "cpu") -> None:
     """Check everything a run needs: device, memory, disk, versions, corpus."""
+    from labkit import doctor as examiner
     from labkit import params
-    from labkit import run as runner
+    from labkit import plan as planner
 
     resolved = params.resolve(report, hw)
-    checks = runner.doctor(resolved, runner.plan(resolved))
+    checks = examiner.doctor(resolved, planner.plan(resolved))
     for check in checks:
-        console.print(f"{'[green]ok [/]' if check.ok else '[red]BAD[/]'} {check.name}: ", end="")
-        console.print(check.detail, markup=False)
+        verdict = Text("ok ", style="green") if check.ok else Text("BAD", style="red")
+        console.print(verdict, f"{check.name}: {check.detail}")
     if not all(check.ok for check in checks):
         raise typer.Exit(2)
 
@@ -72,7 +85,7 @@ def claims(
     from labkit import claims as ledger
 
     judged = ledger.judge_profile(hw, report)
-    console.print(ledger.render(judged))
+    console.print(ledger.render(judged), soft_wrap=False)
     counts = judged["verdict"].value_counts()
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
@@ -86,22 +99,33 @@ def audit(
     from labkit import claims as ledger
 
     findings = [finding for path in ledger.ledgers(report) for finding in auditor.audit(path)]
-    table = Table("claim", "kind", "reported", "recomputed")
+    table = Table(*(Column(name, overflow="fold") for name in ("claim", "kind", "reported", "recomputed")))
     colours = {"contradiction": "red", "rounding": "yellow", "consistent": "green"}
     for finding in findings:
-        table.add_row(finding.claim, f"[{colours[finding.kind]}]{finding.kind}[/]", str(finding.reported), str(finding.recomputed))
-    console.print(table)
+        kind = Text(finding.kind, style=colours[finding.kind])
+        table.add_row(finding.claim, kind, str(finding.reported), str(finding.recomputed))
+    console.print(table, soft_wrap=False)
     bad = sum(finding.kind == "contradiction" for finding in findings)
     console.print(f"{len(findings)} derived figures recomputed, {bad} contradict their source")
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
 def status(hw: Hardware = "cpu") -> None:
     """Say which reports `make figures` would run again on a profile, and why."""
-    from labkit import run as runner
+    from labkit.freshness import status as why_stale
 
-    for report, reasons in runner.status(hw).items():
+    for report, reasons in why_stale(hw).items():
         console.print(f"{report}: " + ("; ".join(reasons) if reasons else "up to date"))
+
+
+@app.command()
+def html(hw: Hardware = "cpu") -> None:
+    """Write the executed notebooks as self-contained HTML under runs/PROFILE/html."""
+    from labkit import report
+
+    console.print(f"wrote {report.write_html(hw)}")
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:
@@ -129,7 +153,7 @@ def main() -> None:
 def _fail(error: Exception, code: int) -> None:
     if os.environ.get("LABKIT_DEBUG"):
         raise error
-    text = str(error) if not isinstance(error, OSError) or error.filename is None else f"{error.filename}: {error.strerror}"
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     sys.stderr.write(f"labkit: {text}\n")
     raise SystemExit(code)
 

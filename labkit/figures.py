@@ -16,7 +16,6 @@ import base64
 import html
 import io
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from PIL import Image
+
+from labkit.files import write_atomically
 
 PNG_DPI = 150
 MIN_ALT_CHARS = 20
@@ -162,6 +163,7 @@ def save(
     Raises:
         ValueError: empty data, missing or short alt text, no caption, a name that is no plain file name, or provenance
             that JSON cannot hold.
+        DiskFull: no room for a file.
     """
     _check(name, data, alt, caption)
     record = _to_json(name, provenance)
@@ -175,9 +177,8 @@ def save(
     }
     plt.close(fig)
     paths = {suffix: out_dir / f"{name}{suffix}" for suffix in contents}
-    out_dir.mkdir(parents=True, exist_ok=True)
     for suffix, content in contents.items():
-        _write_atomically(paths[suffix], content)
+        write_atomically(paths[suffix], content)
     return Figure(
         name=name,
         png=paths[".png"],
@@ -246,12 +247,6 @@ def _render(fig: matplotlib.figure.Figure, file_format: str, metadata: Mapping[s
 def _twin(data: pd.DataFrame) -> bytes:
     named_index = any(level is not None for level in data.index.names)
     return data.to_csv(index=named_index, lineterminator="\n").encode("utf-8")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
 
 
 def _png_record(path: Path) -> str | None:

@@ -39,8 +39,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         if error.errno not in _FULL:
             raise
         raise DiskFull(
-            f"{path}: no room for {len(data)} bytes ({error.strerror}); free some space or set LABKIT_OUTPUT to another "
-            "disk, then rerun: what was finished is kept"
+            f"{path}: no room for {len(data)} bytes ({error.strerror}); free some space or set LABKIT_OUTPUT to "
+            "another disk, then rerun: what was finished is kept"
         ) from error
 
 
@@ -56,4 +56,5 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise DiskFull(f"{path}: no room ({error.strerror}); free some space or set LABKIT_OUTPUT to another disk") from error
+        remedy = "free some space or set LABKIT_OUTPUT to another disk"
+        raise DiskFull(f"{path}: no room ({error.strerror}); {remedy}") from error

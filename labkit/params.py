@@ -132,8 +132,8 @@ def _refuse_growth(stated: Mapping[str, Any], scope: Mapping[str, Any], hardware
     for key, value in scope.items():
         if _grows(stated[key], value):
             raise ValueError(
-                f"{paths.profile_file(hardware)}: {key} = {value} goes beyond the report's {stated[key]}; a profile may "
-                "only shrink the scope"
+                f"{paths.profile_file(hardware)}: {key} = {value} goes beyond the report's {stated[key]}; a profile "
+                "may only shrink the scope"
             )
 
 
@@ -207,7 +207,7 @@ def _text_hint(value: Any) -> str:
 
 
 def _injected_names(cells: Iterable[str]) -> list[str]:
-    """Names assigned by papermill's injected cell, found in the kernel's history by the comment papermill opens it with."""
+    """List the names that papermill's injected cell assigns; its first line marks it in the kernel's history."""
     names: list[str] = []
     for source in cells:
         if source.startswith("# Parameters\n"):

@@ -81,7 +81,7 @@ def staging(hardware: str, report: str) -> Path:
     """Return where a notebook writes its outputs.
 
     Under `labkit run` that is a fresh folder (`LABKIT_STAGING`) which is published only when the whole run succeeded.
-    A notebook opened by hand writes to runs/<profile>/<report>/draft, so that exploring never touches published figures.
+    A notebook opened by hand writes to runs/<profile>/<report>/draft, so that exploring touches no published figure.
     """
     return Path(os.environ.get("LABKIT_STAGING") or runs(hardware, report) / "draft")
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from labkit.files import write_atomically
 from labkit.units import format_seconds
 
 HEARTBEAT_SECONDS = 1.0
@@ -149,10 +150,7 @@ class Progress:
     def _write(self, beat: Heartbeat) -> Heartbeat:
         self._written = self._clock()
         if self._heartbeat is not None:
-            self._heartbeat.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self._heartbeat.with_name(f".{self._heartbeat.name}.{os.getpid()}")
-            scratch.write_text(json.dumps(asdict(beat)))
-            os.replace(scratch, self._heartbeat)
+            write_atomically(self._heartbeat, json.dumps(asdict(beat)).encode())
         return beat
 
 

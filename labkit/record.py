@@ -1,8 +1,8 @@
 """Records of heavy work: one JSON file per cell, written atomically, found again by what went into it.
 
-A cell's key is the sha256 of its parameters, its seed, the source of the labkit modules that compute it and the revision
-of its data. Nothing else may influence a cell, so an equal key means an equal result and the work is not done twice. A
-run killed at any moment loses at most the cell under way.
+A cell's key is the sha256 of its parameters, its seed, the source of the labkit modules that compute it and the
+revision of its data. Nothing else may influence a cell, so an equal key means an equal result and the work is not done
+twice. A run killed at any moment loses at most the cells under way.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _digest(value: Any) -> str:
 
 
 def source_files(modules: Iterable[str]) -> list[Path]:
-    """Return the source of some labkit modules and of every labkit module they import, by reading their import statements.
+    """Return the source of some labkit modules and of every labkit module they import, read off their imports.
 
     The `__init__` of a package counts only where it is itself imported from: it merely re-exports.
     """
@@ -108,7 +108,8 @@ def source_files(modules: Iterable[str]) -> list[Path]:
         if path is None or name in found:
             continue
         found[name] = path
-        pending += _labkit_imports(ast.parse(path.read_text(encoding="utf-8")))
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        pending += _labkit_imports(ast.parse(path.read_text(encoding="utf-8")), package)
     return sorted(found.values())
 
 
@@ -133,7 +134,7 @@ def notebook_files(report: str) -> list[Path]:
 
 
 def fingerprint(report: str, params_digest: str) -> str:
-    """Return the sha256 of all that determines a report's results on one profile, to tell stale results from current ones.
+    """Return the sha256 of all that determines a report's results on one profile: the mark of stale results.
 
     Of the notebook only its code counts, so that a better sentence makes nothing stale.
     """
@@ -153,16 +154,27 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _labkit_imports(tree: ast.Module) -> list[str]:
+def _labkit_imports(tree: ast.Module, package: str = "") -> list[str]:
+    """List the labkit modules that a module of `package` imports, also inside its functions."""
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names if alias.name.split(".")[0] == "labkit"]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "labkit":
-            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [alias.name for alias in node.names if _is_ours(alias.name)]
+        elif isinstance(node, ast.ImportFrom) and _is_ours(source := _absolute(node, package)):
+            submodules = [f"{source}.{alias.name}" for alias in node.names]
             found = [name for name in submodules if _module_path(name)]
-            names += found if len(found) == len(submodules) else [*found, node.module]
+            names += found if len(found) == len(submodules) else [*found, source]
     return names
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == "labkit"
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """Return the module an import reads from, with leading dots resolved against the importing package."""
+    above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def _module_path(name: str) -> Path | None:

@@ -7,70 +7,41 @@ is kept to be read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from labkit import device, params, paths, record, units
-from labkit.files import disk_errors, write_atomically
+from labkit import params, paths, record, units
+from labkit.doctor import Check, doctor
+from labkit.files import DiskFull, disk_errors, write_atomically
+from labkit.freshness import input_hashes, mark_done, status
+from labkit.plan import describe, plan
 from labkit.progress import describe as describe_beat
 from labkit.progress import read_heartbeat
-from labkit.scaling.cost import Cost, plan_grid
 from labkit.schema import Params
 
-_PLANS: dict[str, Callable[[Any], Cost]] = {"scaling_grid": plan_grid}
+__all__ = ["describe", "doctor", "exclusive", "plan", "run", "status"]
+
 _HEARTBEAT_SECONDS = 10.0
+_BAD_INPUT = {"DiskFull", "MissingData", "MissingDevice"}
+# A kernel warns about its transport and calls the interrupt of every normal shutdown an error.
+_QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing a run needs."""
-
-    name: str
-    """What was looked at."""
-    ok: bool
-    """Whether it is as needed."""
-    detail: str
-    """What was found, and the remedy if it is not ok."""
-
-
-def plan(resolved: Params) -> Cost | None:
-    """Estimate what a run takes; None for a report that trains nothing."""
-    estimate = _PLANS.get(resolved.report_id())
-    return estimate(resolved) if estimate else None
-
-
-def doctor(resolved: Params, cost: Cost | None) -> list[Check]:
-    """Look at everything a run needs before it starts; nothing is changed but a missing corpus being fetched."""
-    root = paths.output_root()
-    needed = max(cost.disk_bytes if cost else 0, 50e6)
-    free = device.free_disk_bytes(root)
-    checks = [
-        _device_check(resolved),
-        Check("disk", free > needed, f"{units.format_bytes(free)} free, {units.format_bytes(needed)} needed in {root}"),
-        _writable(root),
-        _lock_check(),
-    ]
-    if cost and resolved.device == "cpu":
-        have = min(device.memory_limit_bytes(), resolved.memory_gib * units.GIB)
-        detail = f"{units.format_bytes(cost.peak_bytes)} planned, {units.format_bytes(have)} allowed here and by the profile"
-        checks.append(Check("memory", cost.peak_bytes <= have, detail))
-    if hasattr(resolved, "corpus"):
-        checks.append(_corpus_check(resolved.corpus))
-    return checks
-
-
-def run(report: str, hardware: str, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] = print) -> Path:
+def run(
+    report: str, hardware: str, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+) -> Path:
     """Execute a report's notebook on a profile and publish its outputs.
 
     Args:
@@ -83,36 +54,31 @@ def run(report: str, hardware: str, overrides: Mapping[str, Any] | None = None, 
         the published folder.
 
     Raises:
-        ValueError: bad parameters, a missing device or corpus, too little memory or disk, or a second run of the same
-            target; nothing was started.
-        record.RunFailed: the notebook raised or did not write a declared output; the last good figures are untouched.
+        ValueError: bad parameters, a missing device or corpus, too little memory, a full disk, or a second run of the
+            same target; the last good figures are untouched.
+        record.RunFailed: the notebook raised, its kernel died or it did not write a declared output; the last good
+            figures are untouched.
     """
     resolved = params.resolve(report, hardware, overrides)
     cost = plan(resolved)
     say(describe(resolved, cost))
     _refuse(doctor(resolved, cost))
     with exclusive(report, hardware), _staging(report, hardware) as staging:
-        started = time.time()
+        # What is edited while the notebook runs did not make its results.
+        started, inputs = time.time(), input_hashes(report, hardware)
         executed = _execute(resolved, staging, say)
-        _check_outputs(report, staging, started)
-        stamp(resolved, staging, executed, time.time() - started, overrides)
+        _check_outputs(resolved, staging, executed)
+        _write_record(resolved, staging, time.time() - started, inputs, overrides)
         published = _publish(staging, paths.figures(hardware, report))
-        _mark_done(report, hardware, custom=bool(overrides))
+        os.replace(executed, executed.with_name("executed.ipynb"))
+        mark_done(report, hardware, started, custom=bool(overrides))
     say(f"published {published} in {units.format_seconds(time.time() - started)}")
     return published
 
 
-def describe(resolved: Params, cost: Cost | None) -> str:
-    """Say in a few lines what a run will do and take."""
-    head = f"{resolved.report_id()} on {resolved.hardware}: {params.scale(resolved)} scale, {resolved.device}"
-    if cost is None:
-        return f"{head}; reads published results, trains nothing"
-    return (
-        f"{head}, {resolved.workers} workers x {resolved.threads} threads\n"
-        f"  {cost.n_cells} models, {units.format_count(cost.tokens)} tokens, {cost.flops / 1e12:,.1f} TFLOP\n"
-        f"  about {units.format_seconds(cost.seconds)} of training at {cost.flops_per_second / 1e9:,.0f} GFLOP/s ({cost.basis})\n"
-        f"  up to {units.format_bytes(cost.peak_bytes)} of memory, {units.format_bytes(cost.disk_bytes)} of disk"
-    )
+def _refuse(checks: list[Check]) -> None:
+    if bad := [check for check in checks if not check.ok]:
+        raise ValueError("\n".join(f"{check.name}: {check.detail}" for check in bad))
 
 
 @contextlib.contextmanager
@@ -131,8 +97,8 @@ def exclusive(report: str, hardware: str) -> Iterator[None]:
     except filelock.Timeout:
         who = holder.read_text().strip() if holder.exists() else "unknown"
         raise ValueError(
-            f"{report} on {hardware} is already running (process {who}, lock {path}); wait for it, or stop it and rerun: "
-            "finished cells are kept"
+            f"{report} on {hardware} is already running (process {who}, lock {path}); wait for it, or stop it and "
+            "rerun: finished cells are kept"
         ) from None
     try:
         holder.write_text(str(os.getpid()))
@@ -145,25 +111,49 @@ def exclusive(report: str, hardware: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _staging(report: str, hardware: str) -> Iterator[Path]:
     """A fresh folder beside the published ones, removed whatever happens."""
-    parent = paths.figures(hardware, report).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f".{report}.new.*"):
-        shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{report}.new."))
+    final = paths.figures(hardware, report)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _recover(final)
+    folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{report}.new."))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _recover(final: Path) -> None:
+    """Clean up after a run that was killed: half-made folders go, figures caught between two renames come back."""
+    for left in final.parent.glob(f".{final.name}.new.*"):
+        shutil.rmtree(left)
+    old = _set_aside(final)
+    if old.exists() and final.exists():
+        shutil.rmtree(old)
+    elif old.exists():
+        os.rename(old, final)
+
+
+def _publish(staging: Path, final: Path) -> Path:
+    """Swap the new folder in; the old one is gone only once the new one stands."""
+    os.chmod(staging, 0o755)
+    if final.exists():
+        os.rename(final, _set_aside(final))
+    os.rename(staging, final)
+    shutil.rmtree(_set_aside(final), ignore_errors=True)
+    return final
+
+
+def _set_aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
 def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Path:
     """Run the source notebook into a fresh file; keep it among the failed ones if it raises."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     report, work = resolved.report_id(), paths.runs(resolved.hardware, resolved.report_id())
-    executed = work / "running.ipynb"
+    executed, heartbeat = work / "running.ipynb", work / "heartbeat.json"
     executed.unlink(missing_ok=True)
-    heartbeat = work / "heartbeat.json"
     heartbeat.unlink(missing_ok=True)
     environment = {
         "LABKIT_STAGING": str(staging),
@@ -183,16 +173,33 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Pat
                 kernel_name="python3",
                 cwd=str(paths.root() / "notebooks"),
                 progress_bar={"desc": report, "unit": "cell", "file": sys.stderr},
+                extra_arguments=_QUIET_KERNEL,
             )
     except papermill.PapermillExecutionError as error:
         kept = _keep_failed(executed, resolved)
-        if error.ename in _BAD_INPUT:
-            raise ValueError(f"{error.evalue}\n(executed notebook: {kept})") from None
-        raise record.RunFailed(f"cell {error.exec_count} of {report} raised {error.ename}: {error.evalue}\nsee {kept}") from None
+        raise _explain(f"cell [{error.exec_count}] of {report}", error.ename, error.evalue, kept) from None
+    except DeadKernelError:
+        cell = _cells_started(executed)
+        kept = _keep_failed(executed, resolved)
+        raise record.RunFailed(
+            f"the kernel died in cell [{cell}] of {report}, as it does when memory runs out\nsee {kept}"
+        ) from None
     return executed
 
 
-_BAD_INPUT = {"ValueError", "DiskFull", "MissingData", "MissingDevice"}
+def _explain(where: str, kind: str, text: str, kept: Path) -> Exception:
+    """Say what a cell raised: as bad input if the remedy is outside the notebook, else as a failed run."""
+    number = re.match(r"\[Errno (\d+)\]", text)
+    if number and int(number[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f"{where}: {text}; free some space or set LABKIT_OUTPUT to another disk\nsee {kept}")
+    if kind in _BAD_INPUT:
+        return ValueError(f"{where}: {text}\nsee {kept}")
+    return record.RunFailed(f"{where} raised {kind}: {text}\nsee {kept}")
+
+
+def _cells_started(executed: Path) -> int:
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    return sum(cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells)
 
 
 def _keep_failed(executed: Path, resolved: Params) -> Path:
@@ -239,127 +246,35 @@ def _relay(heartbeat: Path, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
-def _check_outputs(report: str, staging: Path, started: float) -> None:
-    """Every declared file was written by this run and is not empty."""
-    for name in params.declared_outputs(report):
-        path = staging / name
-        if not path.exists() or path.stat().st_size == 0 or path.stat().st_mtime < started - 1:
-            raise record.RunFailed(f"the notebook of {report} ended without writing {name}, which {paths.science_file(report)} declares")
-
-
-def stamp(
-    resolved: Params, staging: Path, executed: Path, seconds: float, overrides: Mapping[str, Any] | None
-) -> None:
-    """Write run.json (what ran, from what, how long) and move the executed notebook to its place."""
+def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:
+    """Every declared file was written by this run, into its fresh folder, and is not empty."""
     report = resolved.report_id()
-    inputs = {str(p.relative_to(paths.root())): record.file_hash(p) for p in inputs_of(report, resolved.hardware)}
+    written = {name: path.stat().st_size for name, path in _files(staging).items()}
+    missing = [name for name in params.declared_outputs(report) if not written.get(name)]
+    if missing:
+        raise record.RunFailed(
+            f"the notebook of {report} ended without writing {', '.join(missing)}, which {paths.science_file(report)} "
+            f"declares\nsee {_keep_failed(executed, resolved)}"
+        )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _write_record(
+    resolved: Params, staging: Path, seconds: float, inputs: Mapping[str, str], overrides: Mapping[str, Any] | None
+) -> None:
+    """Write run.json: what ran, from what, how long, and what came out."""
     document = {
-        "report": report,
+        "report": resolved.report_id(),
         "profile": resolved.hardware,
         "scale": params.scale(resolved),
         "overrides": dict(overrides or {}),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "inputs": inputs,
-        "outputs": {p.name: record.file_hash(p) for p in sorted(staging.iterdir())},
+        "inputs": dict(inputs),
+        "outputs": {name: record.file_hash(path) for name, path in _files(staging).items()},
         "provenance": record.provenance(resolved.model_dump()),
     }
     write_atomically(staging / "run.json", record.dump_json(document))
-    os.replace(executed, paths.runs(resolved.hardware, report) / "executed.ipynb")
-
-
-def inputs_of(report: str, hardware: str) -> list[Path]:
-    """Return the files a target is made from: notebook, science, profile and the labkit modules the notebook uses."""
-    return [*record.notebook_files(report), paths.profile_file(hardware)]
-
-
-def _publish(staging: Path, final: Path) -> Path:
-    """Swap the new folder in; the old one is gone only once the new one stands."""
-    old = final.with_name(f".{final.name}.old")
-    if old.exists() and final.exists():
-        shutil.rmtree(old)
-    if final.exists():
-        os.rename(final, old)
-    os.chmod(staging, 0o755)
-    os.rename(staging, final)
-    shutil.rmtree(old, ignore_errors=True)
-    return final
-
-
-def _mark_done(report: str, hardware: str, *, custom: bool) -> None:
-    """Write what `make` looks at: a stamp, and the rule that says which files it depends on."""
-    done = paths.runs(hardware, report) / "done"
-    rule = done.with_name("done.d")
-    if custom:
-        done.unlink(missing_ok=True)
-        return
-    root = paths.root()
-    files = [str(path.relative_to(root)) for path in inputs_of(report, hardware)]
-    target = os.path.relpath(done, root)
-    lines = [f"{target}: {' '.join(files)}", *(f"{file}:" for file in files)]
-    write_atomically(rule, ("\n".join(lines) + "\n").encode())
-    write_atomically(done, b"")
-
-
-def _refuse(checks: list[Check]) -> None:
-    if bad := [check for check in checks if not check.ok]:
-        raise ValueError("\n".join(f"{check.name}: {check.detail}" for check in bad))
-
-
-def _device_check(resolved: Params) -> Check:
-    try:
-        device.require(resolved.device)
-    except ValueError as error:
-        return Check("device", False, f"profile {resolved.hardware}: {error}")
-    return Check("device", True, f"{resolved.device} is here")
-
-
-def _writable(root: Path) -> Check:
-    probe = root if root.exists() else root.parent
-    return Check("output folder", os.access(probe, os.W_OK), f"{root} {'is' if os.access(probe, os.W_OK) else 'is not'} writable")
-
-
-def _corpus_check(name: str) -> Check:
-    from labkit import corpora
-
-    try:
-        corpus = corpora.load(name)
-    except (ValueError, RuntimeError) as error:
-        return Check("corpus", False, str(error))
-    return Check("corpus", True, f"{corpus.protocol}, {sum(len(t.encode()) for t in corpus.train):,} training bytes")
-
-
-def _lock_check() -> Check:
-    """Compare what is installed with constraints.txt; a difference is told, not refused."""
-    import importlib.metadata as metadata
-
-    lock = paths.root() / "constraints.txt"
-    pinned = dict(line.split("==", 1) for line in lock.read_text().split() if "==" in line) if lock.exists() else {}
-    installed = {dist.name.lower().replace("_", "-"): dist.version.split("+")[0] for dist in metadata.distributions()}
-    differ = [f"{n} {installed[n]} (lock {v})" for n, v in pinned.items() if n in installed and installed[n] != v]
-    detail = f"differs from constraints.txt: {', '.join(differ)}" if differ else "installed versions equal constraints.txt"
-    return Check("versions", True, detail)
-
-
-def status(hardware: str) -> dict[str, list[str]]:
-    """Say for each report why `make` would run it again; an empty list means it is up to date."""
-    return {report: _why_stale(report, hardware) for report in paths.reports()}
-
-
-def _why_stale(report: str, hardware: str) -> list[str]:
-    done = paths.runs(hardware, report) / "done"
-    run_file = paths.figures(hardware, report) / "run.json"
-    if not run_file.exists():
-        return ["never run here"]
-    if not done.exists():
-        return ["the published figures come from another checkout or from a run with -p"]
-    recorded = json.loads(run_file.read_text())["inputs"]
-    since = done.stat().st_mtime
-    reasons = []
-    for path in inputs_of(report, hardware):
-        name = str(path.relative_to(paths.root()))
-        if record.file_hash(path) != recorded.get(name):
-            reasons.append(f"{name} changed")
-        elif path.stat().st_mtime > since:
-            reasons.append(f"{name} was touched (same contents)")
-    return reasons

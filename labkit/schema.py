@@ -88,6 +88,8 @@ class ScalingGrid(Params):
     """Passes over the training split; a fraction stops within a pass, with the schedule completed."""
     batch_size: Annotated[PositiveInt, Layer.SCOPE]
     """Sequences per optimizer step."""
+    dropout: Annotated[float, Field(ge=0, lt=1), Layer.SCOPE]
+    """Dropout inside the blocks; 0 is right where the text is hardly repeated."""
     seeds: Annotated[list[int], Layer.SCOPE]
     """Seeds of every grid cell: initialisation and data order."""
     learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
@@ -110,8 +112,6 @@ class ScalingGrid(Params):
     """Rate at the last step, as a share of the peak; a cosine leads there."""
     grad_clip: Annotated[PositiveFloat, Layer.SCIENCE]
     """Largest global gradient norm."""
-    dropout: Annotated[float, Field(ge=0, lt=1), Layer.SCIENCE]
-    """Dropout inside the blocks."""
     kneser_ney_order: Annotated[PositiveInt, Layer.SCIENCE]
     """Order of the Kneser-Ney floor that every model is shown beside."""
     bootstrap: Annotated[PositiveInt, Layer.SCIENCE]

@@ -62,7 +62,7 @@ def loads(text: str, source: str = "text") -> Any:
         ValueError: not valid YAML, or a key given twice; the message names the source and the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader subclass)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source

@@ -26,6 +26,7 @@ import pytest
 import torch
 
 from labkit import device
+from labkit.device.energy import _Counters
 from labkit.units import GIB, MIB
 
 
@@ -245,7 +246,7 @@ def test_polling_catches_a_counter_that_starts_over_more_than_once() -> None:
             return self.left < 0
 
     values = iter([90.0, 50.0, 10.0, 80.0, 30.0])
-    counters = device._Counters("counter", lambda: [next(values)], [100.0])
+    counters = _Counters("counter", lambda: [next(values)], [100.0])
     counters.poll(StopAfter(3))
     assert counters.energy(1.0).joules == 60 + 60 + 70 + 50
 

@@ -92,6 +92,7 @@ def test_the_source_of_a_module_includes_what_it_imports_and_nothing_else():
 def test_a_cells_key_follows_the_code_that_trains_it_and_not_the_code_that_fits():
     names = {path.name for path in source_files(["labkit.scaling.train"])}
     assert {"train.py", "resnet_bk.py", "resolvent.py", "transformer.py", "optim.py", "data.py"} <= names
+    assert {"tokens.py", "markup.py", "wiki.py", "settings.py"} <= names, "imports with leading dots are followed too"
     assert not names & {"law.py", "grid.py", "figures.py", "claims.py", "cli.py"}
     assert source_hash(["labkit.scaling.train"]) != source_hash(["labkit.scaling.law"])
 

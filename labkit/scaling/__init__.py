@@ -2,6 +2,7 @@
 
 from labkit.scaling.admission import Admission, Gate, admit
 from labkit.scaling.findings import (
+    exponent_choices,
     fit_all,
     fit_table,
     floors_table,
@@ -32,6 +33,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "admit",
+    "exponent_choices",
     "fit_all",
     "fit_law",
     "fit_perplexity_power",

@@ -1,7 +1,8 @@
 """Say what a grid would take before anything heavy starts: FLOPs, time, memory, disk.
 
-The FLOPs are exact for the planned cells (they leave out what a rate sweep may add). The rate is measured on a few steps
-of a middle-sized cell when the device is here, and the profile's assumption when it is not; the basis is always named.
+The FLOPs are exact for the planned cells (they leave out what a rate sweep may add). The rate is measured on a few
+steps of a middle-sized cell when the device is here, and the profile's assumption when it is not; the basis is always
+named.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from labkit import device
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.grid import planned_cells
 from labkit.scaling.optim import adamw
-from labkit.scaling.train import Cell, build, n_steps
+from labkit.scaling.train import Cell, build, n_steps, train_step
 from labkit.schema import ScalingGrid
 
 TRAIN_BYTES = {"wikitext-2": 10_900_000, "wiki-sample": 2_410_000}
@@ -101,11 +101,12 @@ def cell_bytes(cell: Cell) -> float:
 def training_rate(params: ScalingGrid) -> tuple[float, str]:
     """Return FLOP/s of training with all workers, and where the figure comes from."""
     if params.device not in device.available_devices():
-        return params.assumed_tflops * 1e12, f"assumed {params.assumed_tflops:g} TFLOP/s; no {params.device} device here"
+        assumed = params.assumed_tflops
+        return assumed * 1e12, f"assumed {assumed:g} TFLOP/s; no {params.device} device here"
     cells = sorted(planned_cells(params), key=lambda cell: training_flops(cell.config(), 1, cell.context))
     cell = cells[len(cells) // 2]
-    rate = measured_rate(cell) * params.workers
-    return rate, f"measured on {_MEASURE_STEPS} steps of {cell.mixer} d{cell.d_model} l{cell.n_layers}, x {params.workers} workers"
+    measured_on = f"measured on {_MEASURE_STEPS} steps of {cell.mixer} d{cell.d_model} l{cell.n_layers}"
+    return measured_rate(cell) * params.workers, f"{measured_on}, x {params.workers} workers"
 
 
 def measured_rate(cell: Cell) -> float:
@@ -119,9 +120,7 @@ def measured_rate(cell: Cell) -> float:
     seconds = []
     for _ in range(_MEASURE_STEPS + 1):
         start = time.perf_counter()
-        F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step(model, optimizer, ids, cell)
         if cell.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

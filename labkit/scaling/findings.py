@@ -15,7 +15,15 @@ from labkit.scaling.admission import leakage
 from labkit.scaling.counts import parameter_counts
 from labkit.scaling.grid import Grid
 from labkit.scaling.law import Law, TooFewRuns, fit_law
-from labkit.scaling.multiverse import LeaveOut, PowerFit, fit_perplexity_power, leave_largest_out
+from labkit.scaling.multiverse import (
+    ALL_SEEDS,
+    BEST_RATE,
+    LeaveOut,
+    PowerFit,
+    fit_perplexity_power,
+    leave_largest_out,
+    multiverse,
+)
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.train import Cell
 from labkit.schema import Scale, ScalingGrid
@@ -24,6 +32,8 @@ PUBLISHED_VOCABULARY = 30_000
 """Vocabulary of the report's code at revision 600c44a."""
 PUBLISHED_GRID = [(d, layers) for d in (64, 128, 256, 512) for layers in (4, 8, 12, 16)]
 """The report's widths and depths."""
+_ROUNDING = 1e-14
+"""Largest change of a logit of order 1 that two float64 sums of the same numbers may show."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +92,8 @@ def fit_table(fits: dict[str, Fit]) -> pd.DataFrame:
         power, law = fit.power, fit.law
         errors = {name: f"{out.relative_error:+.1%}" for name, out in fit.held_out.items()}
         rows.append(
-            {"mixer": mixer, "form": "perplexity = a N^b", "exponent": power.b, "low": power.b_ci[0], "high": power.b_ci[1]}
+            {"mixer": mixer, "form": "perplexity = a N^b", "exponent": power.b}
+            | {"low": power.b_ci[0], "high": power.b_ci[1]}
             | {"fit": f"a = {power.a:,.0f}, R² = {power.r2:.3f}", "largest held out": errors.get("no floor", "")}
         )
         low, high = law.ci["alpha"]
@@ -92,6 +103,31 @@ def fit_table(fits: dict[str, Fit]) -> pd.DataFrame:
             | {"largest held out": errors.get("floor", "")}
         )
     return pd.DataFrame(rows)
+
+
+def exponent_choices(runs: pd.DataFrame, bootstrap: int = 200) -> pd.DataFrame:
+    """Fit one exponent per defensible choice (see `multiverse`), leaving out choices that this grid did not make.
+
+    A single rate for all widths counts as a choice only if every width of the mixer was run at it; with one seed there
+    is no choice of seed. A mixer without an admitted run has one row that says so.
+    """
+    tables = [_choices_of(part, mixer, bootstrap) for mixer, part in runs.groupby("mixer")]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _choices_of(runs: pd.DataFrame, mixer: str, bootstrap: int) -> pd.DataFrame:
+    admitted = runs[runs["admitted"]]
+    if not admitted["lr_is_best"].any():
+        none = {"exponent": np.nan, "low": np.nan, "high": np.nan, "n_points": 0, "reason": "no run is admitted"}
+        choice = {"mixer": mixer, "convention": "n_total", "floor": True, "rate": BEST_RATE, "seeds": ALL_SEEDS}
+        return pd.DataFrame([choice | none])
+    n_widths = admitted.groupby("lr")["d_model"].nunique()
+    shared = n_widths[n_widths == admitted["d_model"].nunique()].index
+    choices = multiverse(admitted, bootstrap=bootstrap)
+    kept = choices["rate"].isin([BEST_RATE, *(f"{rate:g}" for rate in shared)])
+    if runs["seed"].nunique() == 1:
+        kept &= choices["seeds"] == ALL_SEEDS
+    return choices[kept]
 
 
 def floors_table(grid: Grid) -> pd.DataFrame:
@@ -120,7 +156,7 @@ def gates_table(grid: Grid) -> pd.DataFrame:
     """Count for each mixer and gate how many of the grid's runs pass, with the first failure in words."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     best = [cell for cell in grid.results if grid.best_rate.get((cell.mixer, cell.d_model)) == cell.learning_rate]
-    for cell in best:
+    for cell in sorted(best, key=lambda cell: (cell.mixer, cell.d_model, cell.n_layers, cell.seed)):
         for gate in grid.admission(cell).gates:
             row = rows.setdefault((cell.mixer, gate.name), {"passed": 0, "of": 0, "first failure": ""})
             row["of"] += 1
@@ -131,7 +167,7 @@ def gates_table(grid: Grid) -> pd.DataFrame:
 
 
 def misaligned_targets(batch: int, length: int) -> tuple[int, int]:
-    """Count the targets that sit beside their own input when a time-major batch is flattened against batch-major logits.
+    """Count targets that sit beside their own input when time-major targets and batch-major logits are flattened.
 
     This is how the published loop pairs them (original code, revision 600c44a, `get_batch` and the training loop).
 
@@ -147,7 +183,8 @@ def leak_table(params: ScalingGrid, n_positions: int = 12) -> pd.DataFrame:
     """Measure how far a later token reaches back into earlier logits, in the published mixer and in ours.
 
     Returns:
-        columns mixer, offset (positions before the changed token), change (largest change of a logit).
+        columns mixer, offset (position minus that of the first changed token, so negative), change (largest change of a
+        logit; 0 where it is rounding, which depends on how the tokens fall to the experts).
     """
     rows = []
     for name, causal in (("published", False), ("causal", True)):
@@ -157,7 +194,9 @@ def leak_table(params: ScalingGrid, n_positions: int = 12) -> pd.DataFrame:
         ids = torch.randint(512, (4, params.context))
         prefix = params.context // 2
         moved = leakage(model, ids, 512, prefix)
-        rows += [{"mixer": name, "offset": k, "change": float(moved[prefix - k])} for k in range(1, n_positions + 1)]
+        for position in range(max(0, prefix - n_positions), prefix):
+            change = float(moved[position]) if moved[position] > _ROUNDING else 0.0
+            rows.append({"mixer": name, "offset": position - prefix, "change": change})
     return pd.DataFrame(rows)
 
 
@@ -174,7 +213,8 @@ def published_parameters() -> pd.DataFrame:
 
 
 def _share(counts: Any) -> dict[str, float]:
-    return {"embedding and head": (counts.embedding + counts.head) / counts.total, "non_embedding": counts.non_embedding}
+    share = (counts.embedding + counts.head) / counts.total
+    return {"embedding and head": share, "non_embedding": counts.non_embedding}
 
 
 def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[str, Any]]:
@@ -232,7 +272,8 @@ def out_of_reach(grid: Grid) -> dict[str, dict[str, Any]]:
     full = params.model_copy(update=stated_scope(params.report_id()))
     tokens = cost.n_train_tokens(full)
     rate = measured_flops_per_second(grid)
-    why = f"the report's own scale is {full.corpus}, {full.epochs:g} epochs, V = {full.vocab_size:,}; this profile runs less"
+    stated = f"{full.corpus}, {full.epochs:g} epochs, V = {full.vocab_size:,}"
+    why = f"the report's own scale is {stated}; this profile runs less"
     out: dict[str, dict[str, Any]] = {}
     for mixer in full.mixers:
         for d_model, n_layers in PUBLISHED_GRID:
@@ -249,7 +290,7 @@ def out_of_reach(grid: Grid) -> dict[str, dict[str, Any]]:
 
 
 def measured_flops_per_second(grid: Grid) -> float:
-    """Return the training FLOP/s of the largest cell that ran, one worker: the rate that larger cells come closest to."""
+    """Return the training FLOP/s of the largest cell that ran, one worker: larger cells come closest to its rate."""
     largest = max(grid.results, key=lambda cell: grid.results[cell]["flops"] / grid.results[cell]["steps"])
     return grid.results[largest]["flops"] / grid.results[largest]["seconds"]
 

@@ -8,8 +8,10 @@ stored at once; a rerun asks the store first.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -27,11 +29,19 @@ from labkit.record import Store, cell_key, source_hash
 from labkit.scaling.admission import Admission, Gate, admit, admit_run
 from labkit.scaling.counts import training_flops
 from labkit.scaling.data import GridData, load_tokens, prepare
-from labkit.scaling.train import Cell, build, n_steps, train_cell
+from labkit.scaling.train import Cell, build, in_turn, n_steps, train_cell
 from labkit.schema import ScalingGrid
 
 MAX_EXTENSIONS = 4
 """Number of rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
+
+COLUMNS = [
+    *("mixer", "d_model", "n_layers", "seed", "lr", "lr_is_best"),
+    *("n_total", "n_non_embedding", "n_active", "n_matmul", "loss_nats", "train_loss_nats"),
+    *("bits_per_byte", "token_perplexity", "word_perplexity", "tokens_seen", "seconds", "tokens_per_second"),
+    *("flops", "peak_gib", "admitted", "status"),
+]
+"""Columns of `Grid.runs`; a failed cell has NaN in what was not measured."""
 
 Conversation = Generator[list[Cell], dict[Cell, dict[str, Any]], None]
 
@@ -64,14 +74,15 @@ class Grid:
         tokens = declared * cell.batch_size * cell.context
         run = admit_run(self.results[cell], self.data.floors, first["order_sha256"], tokens)
         key = (cell.mixer, cell.d_model)
-        rate = Gate("rate inside the sweep", self.interior[key], f"peak rate {self.best_rate[key]:g} at width {cell.d_model}")
+        chosen = f"peak rate {self.best_rate[key]:g} at width {cell.d_model}"
+        rate = Gate("rate inside the sweep", self.interior[key], chosen)
         return Admission((*self.models[(*key, cell.n_layers)].gates, *run.gates, rate))
 
     def runs(self) -> pd.DataFrame:
-        """Return one row per cell, finished or failed, sweep and grid alike; `rate_is_best` marks the grid's own."""
+        """Return one row per cell, finished or failed, sweep and grid alike; `lr_is_best` marks the grid's own."""
         rows = [self._row(cell) for cell in self.results] + [self._failed_row(cell) for cell in self.failures]
         order = ["mixer", "d_model", "n_layers", "seed", "lr"]
-        return pd.DataFrame(rows).sort_values(order, ignore_index=True)
+        return pd.DataFrame(rows, columns=COLUMNS).sort_values(order, ignore_index=True)
 
     def _row(self, cell: Cell) -> dict[str, Any]:
         result = self.results[cell]
@@ -82,8 +93,8 @@ class Grid:
             "loss_nats": result["loss_nats"],
             "train_loss_nats": result["train_loss_nats"],
             "bits_per_byte": score.bits_per_byte,
-            "token_perplexity": score.token_perplexity,
-            "word_perplexity": score.word_perplexity,
+            "token_perplexity": _perplexity(score.total_nats / score.n_tokens),
+            "word_perplexity": _perplexity(score.total_nats / score.n_words),
             "tokens_seen": result["tokens_seen"],
             "seconds": result["seconds"],
             "tokens_per_second": result["tokens_seen"] / result["seconds"],
@@ -154,20 +165,32 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _conversation(grid: Grid, mixer: str, width: int) -> Conversation:
-    """Sweep the rate at the smallest depth with the first seed, then ask for the grid's cells at the best rate."""
+    """Sweep the rate at the smallest depth with the first seed, then ask for the grid's cells at the best rate.
+
+    A rate at which training diverged counts as tried, with an infinite loss: it bounds the sweep.
+    """
     params, depth, seed = grid.params, min(grid.params.n_layers), grid.params.seeds[0]
     losses: dict[float, float] = {}
-    pending = sorted(params.learning_rates)
+    failed: set[float] = set()
+    wanted = sorted(params.learning_rates)
     for _ in range(MAX_EXTENSIONS + 1):
-        cells = [Cell.of(params, mixer, width, depth, seed, rate) for rate in pending]
+        cells = [Cell.of(params, mixer, width, depth, seed, rate) for rate in wanted]
         results = yield cells
-        losses |= {cell.learning_rate: results[cell]["loss_nats"] for cell in cells if cell in results}
+        for cell in cells:
+            if cell in results:
+                losses[cell.learning_rate] = results[cell]["loss_nats"]
+            elif grid.failures[cell].startswith(FloatingPointError.__name__):
+                losses[cell.learning_rate] = math.inf
+            else:
+                failed.add(cell.learning_rate)
         if not losses:
             return
-        best, pending = next_rates(losses)
-        if not pending:
+        best, wanted = next_rates(losses)
+        if not wanted or failed.issuperset(wanted):
             break
-    grid.best_rate[mixer, width], grid.interior[mixer, width] = best, not pending
+    if math.isinf(losses[best]):
+        return
+    grid.best_rate[mixer, width], grid.interior[mixer, width] = best, not wanted
     yield [
         Cell.of(params, mixer, width, layers, s, best)
         for layers in params.n_layers
@@ -256,8 +279,11 @@ def _admit_models(grid: Grid, store: Store, shared: Mapping[str, Any], pool: Exe
     with Progress(len(waiting), "gates of the untrained models") as progress:
         for future in as_completed(waiting):
             shape, inputs = waiting[future]
-            store.save(cell_key(inputs), inputs, future.result())
-            grid.models[shape] = _admission(future.result())
+            if error := future.exception():
+                grid.models[shape] = Admission((Gate("gates ran", False, f"{type(error).__name__}: {error}"),))
+            else:
+                store.save(cell_key(inputs), inputs, future.result())
+                grid.models[shape] = _admission(future.result())
             progress.advance(1, "{} d{} l{}".format(*shape))
 
 
@@ -265,6 +291,7 @@ def _admission(stored: Mapping[str, Any]) -> Admission:
     return Admission(tuple(Gate(**gate) for gate in stored["gates"]))
 
 
+@in_turn
 def gates_of(cell: Cell) -> dict[str, Any]:
     """Admit a cell's untrained model on the first tokens of the real text; return its gates as plain JSON."""
     device.set_threads(cell.threads)
@@ -273,7 +300,7 @@ def gates_of(cell: Cell) -> dict[str, Any]:
     length = min(64, cell.context)
     ids = torch.as_tensor(tokens.train[: 4 * length].astype(np.int64)).view(4, length)
     admission = admit(build(cell.config()), ids, cell.vocab_size)
-    return {"gates": [{"name": g.name, "passed": g.passed, "detail": g.detail} for g in admission.gates]}
+    return {"gates": [{"name": g.name, "passed": bool(g.passed), "detail": g.detail} for g in admission.gates]}
 
 
 def _store_inputs(data: GridData) -> dict[str, Any]:
@@ -289,13 +316,19 @@ def planned_cells(params: ScalingGrid) -> list[Cell]:
     """List the cells a grid trains if every optimum lies inside the declared rates: the sweep, then the grid."""
     depth, first, guess = min(params.n_layers), params.seeds[0], sorted(params.learning_rates)[-1]
     sweep = [(depth, first, rate) for rate in params.learning_rates]
-    own = [(layers, seed, guess) for layers in params.n_layers for seed in params.seeds if (layers, seed) != (depth, first)]
+    rest = [pair for pair in itertools.product(params.n_layers, params.seeds) if pair != (depth, first)]
+    own = [(layers, seed, guess) for layers, seed in rest]
     return [
         Cell.of(params, mixer, width, layers, seed, rate)
         for mixer in params.mixers
         for width in params.d_model
         for layers, seed, rate in [*sweep, *own]
     ]
+
+
+def _perplexity(nats: float) -> float:
+    """Return e^nats, or infinity for a cell so far off that no float holds it."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
 def _planned_gflops(params: ScalingGrid, data: GridData) -> int:
@@ -310,5 +343,3 @@ def _gflops(cell: Cell, data: GridData) -> int:
 
 def _gflops_per_step(cell: Cell) -> float:
     return training_flops(cell.config(), cell.batch_size, cell.context) / 1e9
-
-

@@ -156,7 +156,7 @@ def exponent_panel(multiverse: pd.DataFrame, *, of: Literal["loss", "perplexity"
     """Plot every fitted exponent with its interval: a row per choice of size, floor, rate and seeds, a panel per mixer.
 
     A row whose exponent is NaN shows the reason as text; one with an exponent and a reason (a remark) is hollow. An
-    interval that leaves the axis ends in an arrow.
+    interval that leaves the axis ends in an arrow. A row takes 5 mm, so select the choices to show beyond about 60.
 
     Args:
         multiverse: mixer, convention, floor, rate, seeds, exponent, low, high, reason, as `multiverse` returns it.

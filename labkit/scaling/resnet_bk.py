@@ -60,7 +60,7 @@ class ResNetBKConfig:
 
 
 class ResNetBK(nn.Module):
-    """Language model: ids [B, T] -> logits [B, T, V] (report 004; original code, section 2.1)."""
+    """Language model: ids [B, T] -> logits [B, T, V] (report 004)."""
 
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__()

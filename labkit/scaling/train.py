@@ -7,26 +7,29 @@ next tokens and nothing else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from labkit import device
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import block_sums, load_tokens, token_nats
-from labkit.scaling.optim import adamw
+from labkit.scaling.optim import adamw, next_token_loss
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.transformer import Transformer, TransformerConfig
 from labkit.schema import ScalingGrid
 
 ModelConfig = ResNetBKConfig | TransformerConfig
+
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +80,7 @@ class Cell:
     """CPU threads."""
 
     @classmethod
-    def of(
-        cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float
-    ) -> Cell:
+    def of(cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float) -> Cell:
         """Take the shared values from a grid's parameters."""
         own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": seed, "learning_rate": learning_rate}
         shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
@@ -143,6 +144,21 @@ def rate_at(step: int, steps: int, peak: float, warmup_fraction: float, final_fr
     return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
+def in_turn(work: Callable[[Cell], dict[str, Any]]) -> Callable[[Cell], dict[str, Any]]:
+    """Let the threads of a process do a piece of work one after another.
+
+    Torch's random state and number of threads belong to the process, so two cells at once would draw from one stream.
+    """
+
+    @functools.wraps(work)
+    def alone(cell: Cell) -> dict[str, Any]:
+        with _TURN:
+            return work(cell)
+
+    return alone
+
+
+@in_turn
 def train_cell(cell: Cell) -> dict[str, Any]:
     """Train a cell's model with its completed schedule and score it on the validation split.
 
@@ -150,7 +166,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         plain JSON: validation nats by block and by position, training curve, counts, seconds, memory, data-order hash.
 
     Raises:
-        FloatingPointError: the training loss is not finite; the message names the step.
+        FloatingPointError: the training or validation loss is not finite; the message names the step.
     """
     device.set_threads(cell.threads)
     device.set_determinism(cell.seed, cell.device)
@@ -161,6 +177,8 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         model = build(config).to(cell.device)
         curve, seconds, order = _fit(model, tokens.train, cell, steps)
     nats = token_nats(model, tokens.validation, cell.context, device=cell.device)
+    if not np.isfinite(nats).all():
+        raise FloatingPointError(f"the validation loss is {nats.mean()} after the last step, {steps - 1}")
     counts = parameter_counts(config)
     tail = curve[-max(1, len(curve) // 10) :]
     return {
@@ -198,7 +216,7 @@ def _fit(model: torch.nn.Module, stream: np.ndarray, cell: Cell, steps: int) -> 
         windows = ids[torch.as_tensor(starts, device=cell.device)[:, None] + offsets]
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, cell.learning_rate, cell.warmup_fraction, cell.final_rate_fraction)
-        losses.append(_step(model, optimizer, windows, cell))
+        losses.append(train_step(model, optimizer, windows, cell))
         if step % 50 == 49 or step == steps - 1:
             _require_finite(losses, step)
     if cell.device == "cuda":
@@ -206,13 +224,12 @@ def _fit(model: torch.nn.Module, stream: np.ndarray, cell: Cell, steps: int) -> 
     return torch.stack(losses).tolist(), time.perf_counter() - start, order.hexdigest()
 
 
-def _step(
+def train_step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows: torch.Tensor, cell: Cell
 ) -> torch.Tensor:
-    """Take one optimizer step; return the cross-entropy before it, without the balance loss."""
+    """Take one optimizer step on windows [B, T + 1]; return the cross-entropy before it, without the balance loss."""
     with torch.autocast(cell.device, torch.bfloat16, enabled=cell.dtype == "bfloat16"):
-        logits = model(windows[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss = next_token_loss(model, windows[:, :-1], windows[:, 1:])
     extra = model.auxiliary_loss() if hasattr(model, "auxiliary_loss") else 0.0
     optimizer.zero_grad(set_to_none=True)
     (loss + extra).backward()

@@ -126,6 +126,11 @@ def test_clusters_of_single_runs_are_the_runs():
     assert fit_law(SIZES, NOISY, clusters=labels).ci == fit_law(SIZES, NOISY).ci
 
 
+def test_every_resample_determines_the_law():
+    law = fit_law(SIZES[:5], true_loss(SIZES[:5]))
+    assert np.abs(law.draws["alpha"] / ALPHA - 1).max() < 1e-4
+
+
 def test_same_seed_same_intervals_and_global_random_state_untouched():
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -186,6 +191,19 @@ def test_losses_that_do_not_fall_leave_alpha_unresolved(trend):
     assert fit_law(SIZES, NOISY, bootstrap=400).resolved
 
 
+@pytest.mark.parametrize("first", [1.0, 1.00005], ids=["flat", "first run 0.005 % above"])
+def test_a_loss_that_does_not_fall_is_all_floor(first):
+    loss = np.r_[2 * first, np.full(15, 2.0)]
+    law, bare = (fit_law(SIZES, loss, floor=floor, bootstrap=0) for floor in (True, False))
+    assert [law.E, law.A, law.alpha] == pytest.approx([2, 0, 0], abs=2e-4)
+    assert [bare.A, bare.alpha] == pytest.approx([2, 0], abs=2e-4)
+
+
+def test_a_rising_loss_has_no_size_term():
+    law = fit_law(SIZES, 2 + 0.02 * np.log(SIZES), bootstrap=0)
+    assert (law.A, law.alpha) == (0, 0)
+
+
 def test_a_floor_that_the_runs_do_not_show_is_said_to_be_unresolved():
     loss = 20 * SIZES**-0.12 * np.exp(np.random.default_rng(1).normal(0, 0.02, size=16))
     law = fit_law(SIZES, loss, bootstrap=400)
@@ -193,8 +211,9 @@ def test_a_floor_that_the_runs_do_not_show_is_said_to_be_unresolved():
     assert any("E is not resolved" in note for note in law.notes)
 
 
-def test_four_runs_give_a_law_but_no_intervals():
-    law = fit_law(SIZES[:4], NOISY[:4])
+@pytest.mark.parametrize("floor", [True, False])
+def test_four_runs_give_a_law_but_no_intervals(floor):
+    law = fit_law(SIZES[:4], NOISY[:4], floor=floor)
     assert np.isnan(list(law.ci.values())).all()
     assert not law.resolved
     assert any("too few for intervals" in note for note in law.notes)

@@ -282,9 +282,9 @@ def test_both_attention_kernels_agree() -> None:
 
 
 def test_tied_head_is_the_token_embedding() -> None:
-    model = transformer(tied=True)
-    assert model.head.weight is model.token_embedding.weight
-    assert transformer().head.weight is not transformer().token_embedding.weight
+    tied, untied = transformer(tied=True), transformer()
+    assert tied.head.weight is tied.token_embedding.weight
+    assert untied.head.weight is not untied.token_embedding.weight
 
 
 @pytest.mark.parametrize(("d_model", "heads"), [(16, 1), (32, 1), (64, 2), (512, 16)])

@@ -9,7 +9,7 @@ Run: pytest tests/scaling/test_plots.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from labkit import figures
 from labkit.scaling import plots
+from labkit.scaling.plots import Drawing
 
 MIXERS = ("resnet-bk", "transformer")
 EXPONENTS = {"resnet-bk": -0.15, "transformer": -0.25}
@@ -98,7 +99,7 @@ def texts(fig: Figure) -> list[str]:
 
 def every_figure(
     runs: pd.DataFrame, sweep: pd.DataFrame, multiverse: pd.DataFrame, leak: pd.DataFrame
-) -> Iterator[tuple[str, tuple[Figure, pd.DataFrame]]]:
+) -> Iterator[tuple[str, Drawing]]:
     yield "perplexity_vs_size", plots.perplexity_vs_size(runs, floors=FLOORS)
     yield "perplexity_vs_width", plots.perplexity_vs_width(runs)
     yield "perplexity_vs_depth", plots.perplexity_vs_depth(runs, y="loss_nats")
@@ -216,6 +217,7 @@ def test_ladders_draw_the_mean_over_seeds_for_every_series(runs: pd.DataFrame, x
         joined = [line for line in axes.lines if line.get_marker() == "" and line.get_linestyle() != "None"]
         assert {(at, round(value, 9)) for at, value in points(joined)} == means
         assert len(joined) == runs[series].nunique()
+        assert all((np.diff(line.get_xdata()) > 0).all() for line in joined)
     assert set(data["kind"]) == {"run", "mean"}
 
 
@@ -336,20 +338,26 @@ def test_a_change_that_is_no_distance_is_refused(leak: pd.DataFrame, change: flo
         plots.causality_panel(leak.assign(change=change))
 
 
-def test_axes_have_few_plain_ticks_in_any_range(runs: pd.DataFrame) -> None:
-    for factor in (1.0, 1e3, 1e9):
-        scaled = runs.assign(word_perplexity=runs["word_perplexity"] * factor)
-        for draw in (plots.perplexity_vs_size, plots.perplexity_vs_width):
-            fig, _ = draw(scaled)
-            fig.draw_without_rendering()
-            for axis in (fig.axes[0].xaxis, fig.axes[0].yaxis):
-                low, high = axis.get_view_interval()
-                shown = [
-                    text for at, text in zip(axis.get_ticklocs(), ticklabels(axis), strict=True) if low <= at <= high
-                ]
-                assert 2 < len(set(shown)) < 12
-                assert all(len(text) <= 6 for text in shown)
+@pytest.mark.parametrize("factor", [1.0, 1e3, 1e9])
+@pytest.mark.parametrize("draw", [plots.perplexity_vs_size, plots.perplexity_vs_width])
+def test_axes_have_few_plain_ticks_in_any_range(
+    runs: pd.DataFrame, factor: float, draw: Callable[..., Drawing]
+) -> None:
+    fig, _ = draw(runs.assign(word_perplexity=runs["word_perplexity"] * factor))
+    for axis in (fig.axes[0].xaxis, fig.axes[0].yaxis):
+        shown = shown_ticks(axis)
+        assert 3 <= len(set(shown.values())) < 12
+        assert all(len(text) <= 6 and "e" not in text for text in shown.values())
+        assert len(axis.get_minorticklocs()) == 0
 
 
-def ticklabels(axis: Axis) -> list[str]:
-    return [text.get_text() for text in axis.get_ticklabels()]
+def test_a_wide_range_is_divided_in_steps_of_1_2_5(runs: pd.DataFrame) -> None:
+    fig, _ = plots.perplexity_vs_size(runs.assign(n_total=runs["n_total"] * runs["d_model"] ** 2 / 64**2))
+    assert list(shown_ticks(fig.axes[0].xaxis).values()) == ["5M", "10M", "20M", "50M", "100M", "200M"]
+
+
+def shown_ticks(axis: Axis) -> dict[float, str]:
+    axis.figure.draw_without_rendering()
+    low, high = axis.get_view_interval()
+    labels = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    return {at: label.get_text() for at, label in labels if low <= at <= high}

@@ -1,0 +1,180 @@
+"""The command line: exit codes, one-line errors, and output that a person or papermill can use.
+
+What papermill reads is checked with its own loader. Commands run in this process through `main`, apart from one real
+start.
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from papermill.iorw import read_yaml_file
+from rich.console import Console
+
+from labkit import audit, claims, cli, params, paths
+from labkit.schema import REPORTS
+
+REPOSITORY = paths.root()
+
+
+@pytest.fixture
+def labkit(tmp_path, monkeypatch, capsys):
+    """Run one command; returns its exit code, stdout and stderr. Outputs go to an empty folder."""
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path / "output"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["labkit", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        printed = capsys.readouterr()
+        return left.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "scaling_gird"], "unknown report 'scaling_gird'; did you mean 'scaling_grid'?"),
+        (["run", "claims", "--hw", "h10"], "unknown hardware profile 'h10'; did you mean 'h100'?"),
+        (["claims", "--hw", "h10"], "unknown hardware profile 'h10'; did you mean 'h100'?"),
+        (["status", "--hw", "h10"], "unknown hardware profile 'h10'; did you mean 'h100'?"),
+        (["html", "--hw", "h10"], "unknown hardware profile 'h10'; did you mean 'h100'?"),
+        (["plan", "scaling_grid", "-p", "epochs"], "-p epochs: expected key=value"),
+        (["plan", "scaling_grid", "-p", "epoch=1"], "-p: unknown key 'epoch'; did you mean 'epochs'?"),
+        (["plan", "scaling_grid", "-p", "seeds=[0"], "-p seeds=[0, line 1: "),
+        (["run", "scaling_grid", "-p", "context='1e3'"], "-p: context: Input should be a valid integer"),
+        (["audit", "scaling"], "no ledger 'scaling' in "),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line_that_names_it(labkit, arguments, message):
+    code, out, err = labkit(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"labkit: {message}")
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_command_or_option_exits_with_2(labkit):
+    assert labkit("runn", "claims")[0] == 2
+    assert labkit("run", "claims", "--hardware", "ci")[0] == 2
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line(labkit, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path / "file"))
+    code, _, err = labkit("run", "claims", "--hw", "ci")
+    assert code == 2
+    assert err == f"labkit: output folder: {tmp_path / 'file'} is no writable folder; set LABKIT_OUTPUT to one\n"
+
+
+def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, monkeypatch):
+    shutil.copytree(REPOSITORY / "params", tmp_path / "clone" / "params")
+    (tmp_path / "clone" / "notebooks").mkdir()
+    notebook = (REPOSITORY / "notebooks" / "00_claims.ipynb").read_text()
+    broken = notebook.replace("from labkit import claims, figures, params, paths, record", "1 / 0")
+    assert broken != notebook
+    (tmp_path / "clone" / "notebooks" / "00_claims.ipynb").write_text(broken)
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "clone"))
+    code, out, err = labkit("run", "claims", "--hw", "ci")
+    assert code == 1
+    assert out.startswith("claims on ci: smoke scale, cpu")
+    assert "labkit: cell [3] of claims raised ZeroDivisionError: division by zero\nsee " in err
+    assert "Traceback" not in err
+
+
+def test_a_real_start_prints_one_line_and_its_traceback_only_when_asked():
+    arguments = [sys.executable, "-m", "labkit.cli", "params", "scaling_gird"]
+    plain = subprocess.run(arguments, capture_output=True, text=True)
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr == "labkit: unknown report 'scaling_gird'; did you mean 'scaling_grid'?\n"
+    debug = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"LABKIT_DEBUG": "1"})
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+    assert "ValueError: unknown report 'scaling_gird'" in debug.stderr
+
+
+@pytest.mark.parametrize("hardware", paths.profiles())
+@pytest.mark.parametrize("report", sorted(REPORTS))
+def test_printed_parameters_are_what_plain_papermill_reads(labkit, tmp_path, report, hardware):
+    code, out, _ = labkit("params", report, "--hw", hardware)
+    file = tmp_path / "params.yaml"
+    file.write_text(out)
+    assert code == 0
+    assert read_yaml_file(str(file)) == yaml.safe_load(out) == params.resolve(report, hardware).model_dump()
+
+
+def test_overrides_are_read_as_yaml_1_2(labkit):
+    out = labkit("params", "scaling_grid", "-p", "dropout=1e-1", "-p", "seeds=[0, 1]", "-p", "n_layers=[0o10]")[1]
+    values = yaml.safe_load(out)
+    assert (values["dropout"], values["seeds"], values["n_layers"]) == (0.1, [0, 1], [8])
+
+
+def test_plan_says_models_work_time_memory_and_where_the_rate_comes_from(labkit):
+    code, out, _ = labkit("plan", "scaling_grid", "--hw", "ci")
+    assert code == 0
+    for part in (
+        r"smoke scale, cpu",
+        r"\d+ models, \S+ tokens, \S+ TFLOP",
+        r"about .* at .* GFLOP/s \(measured on 3 steps",
+    ):
+        assert re.search(part, out)
+    assert re.search(r"up to \S+ [MG]iB of memory, \S+ [MG]iB of disk", out)
+    assert labkit("plan", "claims", "--hw", "ci")[1].endswith("reads published results, trains nothing\n")
+
+
+def test_plan_writes_nothing(labkit, tmp_path):
+    labkit("plan", "claims", "--hw", "ci")
+    labkit("doctor", "claims", "--hw", "ci")
+    labkit("status", "--hw", "ci")
+    assert not (tmp_path / "output").exists()
+
+
+def test_doctor_lists_its_checks_and_exits_with_2_if_one_is_bad(labkit, tmp_path, monkeypatch):
+    code, out, _ = labkit("doctor", "claims", "--hw", "ci")
+    assert code == 0
+    checks = dict(line.removeprefix("ok  ").split(": ", 1) for line in out.splitlines() if line.startswith("ok  "))
+    assert list(checks) == ["device", "disk", "output folder", "versions"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path / "file" / "below"))
+    code, out, _ = labkit("doctor", "claims", "--hw", "ci")
+    assert code == 2
+    assert f"BAD output folder: {tmp_path / 'file'} is no writable folder; set LABKIT_OUTPUT to one" in out
+
+
+def test_paths_are_printed_as_they_are(labkit, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path / "[red]output"))
+    assert f"{tmp_path}/[red]output is writable" in labkit("doctor", "claims", "--hw", "ci")[1]
+
+
+def test_status_says_why_each_report_would_run_again(labkit):
+    assert labkit("status", "--hw", "ci") == (0, "".join(f"{name}: never run here\n" for name in paths.reports()), "")
+
+
+def test_claims_lists_every_row_whole_and_counts_every_verdict(labkit):
+    code, out, _ = labkit("claims", "--hw", "ci")
+    rows = claims.load()
+    assert code == 0
+    assert [row.id for row in rows if row.id not in out] == []
+    counted = dict(reversed(part.split(" ", 1)) for part in out.splitlines()[-1].split(", "))
+    assert set(counted) <= set(map(str, claims.Verdict))
+    assert sum(map(int, counted.values())) == len(rows)
+
+
+def test_a_narrow_terminal_cuts_no_word_of_the_claims():
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(claims.render(claims.judge(paths.output_root(), report="scaling_grid")))
+    assert "…" not in screen.file.getvalue()
+
+
+def test_audit_lists_every_finding_whole_and_exits_with_1_for_a_contradiction(labkit):
+    code, out, _ = labkit("audit", "scaling_grid")
+    findings = audit.audit(claims.ledgers("scaling_grid")[0])
+    bad = [finding for finding in findings if finding.kind == "contradiction"]
+    assert [finding.claim for finding in findings if finding.claim not in out] == []
+    assert out.endswith(f"{len(findings)} derived figures recomputed, {len(bad)} contradict their source\n")
+    assert code == bool(bad)

@@ -1,0 +1,72 @@
+"""The repository speaks of itself alone, and its front page says only what was measured.
+
+Checked against the tracked files, the lock and the published figures of profile `cpu`.
+"""
+
+import re
+import subprocess
+
+import pandas as pd
+import yaml
+
+from labkit import claims, paths
+
+ROOT = paths.root()
+
+
+def tracked_text() -> dict[str, str]:
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split() if not name.endswith((".png", ".svg"))]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files if path.is_file()}
+
+
+def test_no_file_holds_an_absolute_path_of_a_machine_or_a_registry():
+    machine = re.compile(r"(?<![\w.])/(?:root|home/\w+|Users/\w+|work)/|pythonhosted|pypi\.org|registry\.npmjs")
+    found = {name for name, text in tracked_text().items() if machine.search(text)}
+    assert found <= {"tests/test_repository.py"}
+
+
+def test_nothing_is_pickled_and_no_remote_code_is_trusted():
+    bad = re.compile(r"trust_remote_code\s*=\s*True|import pickle|torch\.load\(|allow_pickle=True|read_pickle")
+    found = [name for name, text in tracked_text().items() if name.endswith((".py", ".ipynb")) and bad.search(text)]
+    assert found == ["tests/test_repository.py"]
+
+
+def test_the_lock_pins_every_direct_dependency_exactly():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    assert {re.split(r"[><=]", each)[0] for each in wanted} <= pinned
+    assert "torch==2.13.0" in lines
+
+
+def test_conda_installs_against_the_same_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    assert pip == ["-c constraints.txt", "-e .[dev,lab]"]
+    assert "conda-forge" in environment["channels"]
+
+
+def test_the_readmes_table_is_the_published_one():
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("<!-- verdicts:begin -->")[1].split("<!-- verdicts:end -->")[0]
+    shown = {row[0].strip(): int(row[1]) for row in re.findall(r"\| ([a-z ]+) \| (\d+) \|", table)}
+    published = pd.read_csv(ROOT / "figures" / "cpu" / "claims" / "verdicts.csv")
+    assert shown == dict(zip(published["verdict"], published["claims"], strict=True))
+
+
+def test_what_is_published_for_cpu_judges_as_published():
+    judged = claims.judge(ROOT / "figures" / "cpu")
+    published = pd.read_csv(ROOT / "figures" / "cpu" / "claims" / "claims.csv", keep_default_na=False)
+    assert judged["verdict"].tolist() == published["verdict"].tolist()
+
+
+def test_every_picture_and_page_the_readme_names_is_there():
+    readme = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert (ROOT / target).exists(), target
