@@ -8,16 +8,21 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3.12 || command -v 
 REPORTS := $(patsubst %.ipynb,%,$(shell cd notebooks && ls | grep -E '^[0-9]{2}_.*\.ipynb$$' | sed -E 's/^[0-9]{2}_//'))
 WINGS   := $(filter-out claims,$(REPORTS))
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
+PROFILES := $(sort $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))
 SOURCES := labkit tests benchmarks notebooks
+
+ifeq ($(filter $(HW),$(PROFILES)),)
+$(error unknown profile HW=$(HW); the profiles are: $(PROFILES))
+endif
 
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup figures $(REPORTS) test nbval lab lint format status claims-table report clean distclean
+.PHONY: help setup figures $(REPORTS) test nbval lab lint format status report clean distclean
 
 help:  ## list the targets
-	@echo "make TARGET [HW=profile]   (profiles: $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))"
+	@echo "make TARGET [HW=profile]   (profiles: $(PROFILES))"
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 	@echo "  REPORT        one report: $(REPORTS)"
 
@@ -31,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab]'
 	@touch $@
 
-figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/$(HW)
+figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/HW
 
 # One rule a report: its stamp depends on the notebook, its science, the profile and the labkit modules it imports. The
 # exact list is written beside the stamp by each run.

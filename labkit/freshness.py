@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from labkit import params, paths, record
+from labkit import claims, params, paths, record
 from labkit.files import write_atomically
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
 def inputs_of(report: str, hardware: str) -> list[Path]:
-    """Return the files a target is made from: notebook, science, profile and the labkit modules the notebook uses."""
-    return [*record.notebook_files(report), paths.profile_file(hardware)]
+    """Return the files a target is made from: notebook, science, the labkit modules it uses, ledgers and profile."""
+    ledgers = sorted(claims.LEDGER.glob("*.yaml" if report == "claims" else f"{report}.yaml"))
+    return [*record.notebook_files(report), *ledgers, paths.profile_file(hardware)]
 
 
 def input_hashes(report: str, hardware: str) -> dict[str, str]:
@@ -22,21 +23,25 @@ def input_hashes(report: str, hardware: str) -> dict[str, str]:
     return {_name(path): record.file_hash(path) for path in inputs_of(report, hardware)}
 
 
-def mark_done(report: str, hardware: str, started: float, *, custom: bool) -> None:
-    """Write what `make` looks at: a stamp as old as the run's start, and the rule that says which files it depends on.
+def mark_done(report: str, hardware: str, inputs: Mapping[str, str], *, custom: bool) -> None:
+    """Write what `make` looks at: a stamp, and the rule that says which files it depends on.
 
-    The rule names its target by the Makefile's own variable, so that both mean the same file wherever outputs go. A
-    custom run takes the stamp away instead, so that `make` replaces what it published.
+    The rule names its target by the Makefile's own variable, so that both mean the same file wherever outputs go. There
+    is no stamp, and `make` runs the report again, after a custom run or if an input was edited meanwhile.
+
+    Args:
+        report: which report.
+        hardware: which profile.
+        inputs: `input_hashes` from before the run.
+        custom: whether the run had overrides.
     """
-    done = _stamp(report, hardware)
-    if custom:
-        done.unlink(missing_ok=True)
-        return
-    names = [_name(path) for path in inputs_of(report, hardware)]
-    lines = [f"$(OUT)/{report}/done: {' '.join(names)}", *(f"{name}:" for name in names)]
+    done, now = _stamp(report, hardware), input_hashes(report, hardware)
+    lines = [f"$(OUT)/{report}/done: {' '.join(now)}", *(f"{name}:" for name in now)]
     write_atomically(done.with_name("done.d"), ("\n".join(lines) + "\n").encode())
-    write_atomically(done, b"")
-    os.utime(done, (started, started))
+    if custom or now != inputs:
+        done.unlink(missing_ok=True)
+    else:
+        write_atomically(done, b"")
 
 
 def status(hardware: str) -> dict[str, list[str]]:
@@ -50,22 +55,26 @@ def status(hardware: str) -> dict[str, list[str]]:
 
 def _why_stale(report: str, hardware: str) -> list[str]:
     params.resolve(report, hardware)
-    done = _stamp(report, hardware)
     run_file = paths.figures(hardware, report) / "run.json"
     if not run_file.exists():
         return ["never run here"]
-    if not done.exists():
-        return ["the published figures come from another checkout or from a run with -p"]
     recorded = json.loads(run_file.read_text(encoding="utf-8"))["inputs"]
+    now = input_hashes(report, hardware)
+    changed = [f"{name} changed" for name, digest in now.items() if digest != recorded.get(name)]
+    done = _stamp(report, hardware)
+    if not done.exists():
+        return changed or ["the published figures come from another checkout or from a run with -p"]
     since = done.stat().st_mtime
-    reasons = []
-    for path in inputs_of(report, hardware):
-        name = _name(path)
-        if record.file_hash(path) != recorded.get(name):
-            reasons.append(f"{name} changed")
-        elif path.stat().st_mtime > since:
-            reasons.append(f"{name} was touched (same contents)")
-    return reasons
+    touched = [_name(path) for path in inputs_of(report, hardware) if path.stat().st_mtime > since]
+    changed += [f"{name} was touched (same contents)" for name in touched if now[name] == recorded.get(name)]
+    return changed + (_newer_results(hardware, since) if report == "claims" else [])
+
+
+def _newer_results(hardware: str, since: float) -> list[str]:
+    """The ledger notebook reads what the others published, so it runs after them."""
+    stamps = {report: _stamp(report, hardware) for report in paths.reports() if report != "claims"}
+    newer = [report for report, stamp in stamps.items() if not stamp.exists() or stamp.stat().st_mtime > since]
+    return [f"{report} ran since, or has to run" for report in newer]
 
 
 def _stamp(report: str, hardware: str) -> Path:

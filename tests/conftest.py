@@ -15,6 +15,8 @@ import pytest
 os.environ["MPLBACKEND"] = "agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A kernel of the same name in the user's home must not win over this environment's.
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 _OF_ONE_RUN = ("LABKIT_ROOT", "LABKIT_STAGING", "LABKIT_HEARTBEAT", "LABKIT_HEADLESS", "LABKIT_DEBUG")
 

@@ -101,9 +101,7 @@ def good(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         root = make_clone(tmp_path_factory.mktemp("good"), monkeypatch)
-        tell = (
-            "from labkit import paths\nprint(paths.staging('ci', 'claims') == staging, os.environ['LABKIT_HEADLESS'])"
-        )
+        tell = "from labkit import paths\nprint(paths.staging('ci', 'claims') == staging, os.environ['MPLBACKEND'])"
         write_notebook(root, writes(*DECLARED, "extra/notes.txt"), tell)
         folder = runner.run("claims", "ci", say=said.append)
         executed = nbformat.read(paths.runs("ci", "claims") / "executed.ipynb", as_version=4)
@@ -123,8 +121,9 @@ def test_the_record_holds_the_hash_of_every_input_and_output(good):
     outputs = {name: content for name, content in read_files(good.folder).items() if name != "run.json"}
     assert good.record["outputs"] == {name: hashlib.sha256(content).hexdigest() for name, content in outputs.items()}
     inputs = {"notebooks/00_claims.ipynb", "params/claims.yaml", "params/hardware/ci.yaml", "labkit/paths.py"}
-    assert set(good.record["inputs"]) == inputs
-    for name in inputs:
+    ledgers = {f"labkit/ledger/{path.name}" for path in (REPOSITORY / "labkit" / "ledger").iterdir()}
+    assert set(good.record["inputs"]) == inputs | ledgers
+    for name in inputs | ledgers:
         folder = REPOSITORY if name.startswith("labkit/") else good.root
         assert good.record["inputs"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
@@ -209,7 +208,13 @@ def test_an_input_edited_while_the_notebook_runs_leaves_the_result_stale(clone):
     write_notebook(clone, writes(*DECLARED), edit)
     runner.run("claims", "ci")
     assert freshness.status("ci") == {"claims": ["params/hardware/ci.yaml changed"]}
-    assert (paths.runs("ci", "claims") / "done").stat().st_mtime < paths.profile_file("ci").stat().st_mtime
+    assert not (paths.runs("ci", "claims") / "done").exists()
+
+
+def test_the_status_of_an_unknown_profile_is_refused(clone):
+    write_notebook(clone)
+    with pytest.raises(ValueError, match="unknown hardware profile 'h10'; did you mean 'h100'"):
+        freshness.status("h10")
 
 
 HOLD_THEN_DIE = """

@@ -2,6 +2,7 @@
 
 from labkit.scaling.admission import Admission, Gate, admit
 from labkit.scaling.findings import (
+    conclusions,
     exponent_choices,
     fit_all,
     fit_table,
@@ -33,6 +34,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "admit",
+    "conclusions",
     "exponent_choices",
     "fit_all",
     "fit_law",

@@ -152,6 +152,32 @@ def _score_row(name: str, score: Any) -> dict[str, Any]:
     }
 
 
+def conclusions(grid: Grid, fits: dict[str, Fit], refused: dict[str, str]) -> list[str]:
+    """Say in a sentence for each mixer how far its models got and whether they follow a law."""
+    floors = {name: grid.data.score(nats).bits_per_byte for name, nats in grid.data.floors.items()}
+    runs = grid_runs(grid.runs())
+    lines = []
+    for mixer in grid.params.mixers:
+        own = runs[runs["mixer"] == mixer]
+        best = own["bits_per_byte"].min()
+        beaten = [name.replace("_", "-") for name, floor in floors.items() if best < floor]
+        got = f"below {', '.join(beaten)}" if beaten else "below no n-gram predictor"
+        missed = [f"{name.replace('_', '-')} is at {floor:.2f}" for name, floor in floors.items() if best >= floor]
+        lines.append(
+            f"{mixer}: the best of {len(own)} models reaches {best:.2f} bits per byte, {'; '.join([got, *missed])}. "
+            f"{int(own['admitted'].sum())} are admitted. {_law_sentence(mixer, fits, refused)}"
+        )
+    return lines
+
+
+def _law_sentence(mixer: str, fits: dict[str, Fit], refused: dict[str, str]) -> str:
+    if mixer not in fits:
+        return f"No law is fitted: {refused[mixer]}."
+    b, (low, high) = fits[mixer].power.b, fits[mixer].power.b_ci
+    told = "is told from zero" if low * high > 0 else "is not told from zero"
+    return f"Perplexity goes as N^{b:.2f}, 95 % interval [{low:.2f}, {high:.2f}], which {told}."
+
+
 def gates_table(grid: Grid) -> pd.DataFrame:
     """Count for each mixer and gate how many of the grid's runs pass, with the first failure in words."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
