@@ -20,9 +20,10 @@ def plan(resolved: Params) -> Cost | None:
 
 def describe(resolved: Params, cost: Cost | None) -> str:
     """Say in a few lines what a run will do and take."""
-    head = f"{resolved.report_id()} on {resolved.hardware}: {params.scale(resolved)} scale, {resolved.device}"
+    target = f"{resolved.report_id()} on {resolved.hardware}"
     if cost is None:
-        return f"{head}; reads published results, trains nothing"
+        return f"{target}: reads published results, trains nothing"
+    head = f"{target}: {params.scale(resolved)} scale, {resolved.device}"
     rate = f"{cost.flops_per_second / 1e9:,.0f} GFLOP/s ({cost.basis})"
     return (
         f"{head}, {resolved.workers} workers x {resolved.threads} threads\n"

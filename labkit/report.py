@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from jinja2 import DictLoader
 from nbconvert import HTMLExporter
-from traitlets.config import Config
 
 from labkit import claims, paths
 from labkit.files import write_atomically
@@ -102,12 +100,8 @@ def to_html(notebook: Path, images: Path) -> str:
     """
     document = nbformat.read(notebook, as_version=4)
     document.metadata.pop("widgets", None)
-    exporter = HTMLExporter(
-        config=Config({"NbConvertBase": {"display_data_priority": _STATIC_OUTPUTS}}),
-        extra_loaders=[DictLoader({"labkit.html.j2": _TEMPLATE})],
-        template_file="labkit.html.j2",
-        embed_images=True,
-    )
+    exporter = HTMLExporter(raw_template=_TEMPLATE, embed_images=True)
+    exporter.config.NbConvertBase.display_data_priority = _STATIC_OUTPUTS
     about = {"metadata": {"path": str(images), "name": title(notebook)}, "policy": _POLICY}
     page, _ = exporter.from_notebook_node(document, about)
     _Inspector(notebook).feed(page)

@@ -72,6 +72,13 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(labkit, tmp_path, mo
     assert err == f"labkit: output folder: {tmp_path / 'file'} is no writable folder; set LABKIT_OUTPUT to one\n"
 
 
+def test_a_file_that_is_missing_is_named_in_one_line(labkit, tmp_path, monkeypatch):
+    shutil.copytree(REPOSITORY / "params" / "hardware", tmp_path / "params" / "hardware")
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    expected = f"labkit: {tmp_path / 'params' / 'claims.yaml'}: No such file or directory\n"
+    assert labkit("params", "claims", "--hw", "ci") == (2, "", expected)
+
+
 def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "params", tmp_path / "clone" / "params")
     (tmp_path / "clone" / "notebooks").mkdir()
@@ -108,10 +115,10 @@ def test_printed_parameters_are_what_plain_papermill_reads(labkit, tmp_path, rep
     assert read_yaml_file(str(file)) == yaml.safe_load(out) == params.resolve(report, hardware).model_dump()
 
 
-def test_overrides_are_read_as_yaml_1_2(labkit):
-    out = labkit("params", "scaling_grid", "-p", "dropout=1e-1", "-p", "seeds=[0, 1]", "-p", "n_layers=[0o10]")[1]
+def test_overrides_are_read_as_yaml_1_2_and_printed_so_that_1_1_reads_the_same(labkit):
+    out = labkit("params", "scaling_grid", "-p", "dropout=1e-5", "-p", "seeds=[0, 1]", "-p", "n_layers=[0o10]")[1]
     values = yaml.safe_load(out)
-    assert (values["dropout"], values["seeds"], values["n_layers"]) == (0.1, [0, 1], [8])
+    assert (values["dropout"], values["seeds"], values["n_layers"]) == (1e-5, [0, 1], [8])
 
 
 def test_plan_says_models_work_time_memory_and_where_the_rate_comes_from(labkit):

