@@ -61,12 +61,12 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 lint: $(READY)  ## check style without changing anything
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/nbstripout --verify --keep-count $(wildcard notebooks/*.ipynb)
+	$(BIN)/nbstripout --verify --keep-count --keep-id $(wildcard notebooks/*.ipynb)
 
 format: $(READY)  ## fix style and strip the notebooks
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
-	$(BIN)/nbstripout --keep-count $(wildcard notebooks/*.ipynb)
+	$(BIN)/nbstripout --keep-count --keep-id $(wildcard notebooks/*.ipynb)
 
 status: $(READY)  ## what is stale on HW, and why
 	$(BIN)/labkit status --hw $(HW)

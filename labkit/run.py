@@ -155,6 +155,10 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Pat
     executed.unlink(missing_ok=True)
     heartbeat.unlink(missing_ok=True)
     environment = {
+        # The kernel runs in another folder, where a relative path would mean another place.
+        "LABKIT_ROOT": str(paths.root()),
+        "LABKIT_OUTPUT": str(paths.output_root()),
+        "LABKIT_CACHE": str(paths.cache().resolve()),
         "LABKIT_STAGING": str(staging),
         "LABKIT_HEARTBEAT": str(heartbeat),
         "LABKIT_HEADLESS": "1",
