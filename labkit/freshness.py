@@ -50,7 +50,12 @@ def status(hardware: str) -> dict[str, list[str]]:
     Raises:
         ValueError: unknown profile.
     """
-    return {report: _why_stale(report, hardware) for report in paths.reports()}
+    reasons = {report: _why_stale(report, hardware) for report in paths.reports()}
+    if reasons.get("claims") == []:
+        # The ledger notebook reads what the others published, so it runs after them.
+        newer = [r for r in reasons if r != "claims" and (reasons[r] or _ran_after(r, "claims", hardware))]
+        reasons["claims"] = [f"{report} runs again or ran since" for report in newer]
+    return reasons
 
 
 def _why_stale(report: str, hardware: str) -> list[str]:
@@ -66,15 +71,12 @@ def _why_stale(report: str, hardware: str) -> list[str]:
         return changed or ["the published figures come from another checkout or from a run with -p"]
     since = done.stat().st_mtime
     touched = [_name(path) for path in inputs_of(report, hardware) if path.stat().st_mtime > since]
-    changed += [f"{name} was touched (same contents)" for name in touched if now[name] == recorded.get(name)]
-    return changed + (_newer_results(hardware, since) if report == "claims" else [])
+    return changed + [f"{name} was touched (same contents)" for name in touched if now[name] == recorded.get(name)]
 
 
-def _newer_results(hardware: str, since: float) -> list[str]:
-    """The ledger notebook reads what the others published, so it runs after them."""
-    stamps = {report: _stamp(report, hardware) for report in paths.reports() if report != "claims"}
-    newer = [report for report, stamp in stamps.items() if not stamp.exists() or stamp.stat().st_mtime > since]
-    return [f"{report} ran since, or has to run" for report in newer]
+def _ran_after(report: str, other: str, hardware: str) -> bool:
+    mine, its = _stamp(report, hardware), _stamp(other, hardware)
+    return mine.exists() and its.exists() and mine.stat().st_mtime > its.stat().st_mtime
 
 
 def _stamp(report: str, hardware: str) -> Path:

@@ -121,6 +121,10 @@ class Progress:
             self._work_started = self._clock()
         self._count(n, message)
 
+    def extend(self, n: int) -> None:
+        """Add n items that the work turned out to need."""
+        self._total += n
+
     def eta_seconds(self) -> float | None:
         """Estimate the time left in seconds from the items worked on; None before the first one."""
         if not self._worked:
@@ -221,7 +225,7 @@ class _Bar:
         self._row = self._bar.add_task(describe(beat), total=beat.total, completed=beat.done)
 
     def update(self, beat: Heartbeat) -> None:
-        self._bar.update(self._row, completed=beat.done, description=describe(beat))
+        self._bar.update(self._row, completed=beat.done, total=beat.total, description=describe(beat))
 
     def stop(self, beat: Heartbeat) -> None:
         self.update(beat)

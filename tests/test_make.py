@@ -162,6 +162,7 @@ def test_a_touched_file_runs_what_depends_on_it_and_nothing_else(all_done, touch
         (lambda root: None, set()),
         (lambda root: touch(root / "params" / "claims.yaml", 0), {"claims"}),
         (lambda root: touch(paths.runs("ci", "scaling_grid") / "done", 0), {"claims"}),
+        (lambda root: touch(root / "params" / "scaling_grid.yaml", 0), {"scaling_grid", "claims"}),
         (lambda root: (paths.runs("ci", "scaling_grid") / "done").unlink(), {"scaling_grid", "claims"}),
         (lambda root: (root / "params" / "hardware" / "ci.yaml").open("a").write("# x\n"), {"scaling_grid", "claims"}),
     ],

@@ -76,6 +76,16 @@ def test_items_already_there_do_not_distort_the_time_left(clock: Clock, log: io.
         assert progress.eta_seconds() == 4 * 10
 
 
+def test_work_found_on_the_way_counts_towards_the_total(clock: Clock, log: io.StringIO) -> None:
+    with start(4, log, clock) as progress:
+        clock.wait(10)
+        progress.advance()
+        progress.extend(2)
+        assert progress.eta_seconds() == 5 * 10
+        progress.advance(5)
+    assert "grid: 6/6 (100%)" in log.getvalue()
+
+
 def test_time_before_the_block_is_entered_does_not_count(clock: Clock, log: io.StringIO) -> None:
     progress = start(2, log, clock)
     clock.wait(500)

@@ -228,6 +228,8 @@ def _drive(
             asked.pop(talk, None)
             return
         for cell in sorted(asked[talk], key=_gflops_per_step, reverse=True):
+            if _is_extension(grid, cell):
+                progress.extend(_gflops(cell, grid.data))
             found = store.load(cell_key(shared | cell.inputs()))
             if found is None:
                 waiting[pool.submit(train_cell, cell)] = cell
@@ -251,6 +253,12 @@ def _drive(
             _keep(grid, store, shared, cell, future)
             progress.advance(_gflops(cell, grid.data), cell.name)
             reply(next(talk for talk, cells in asked.items() if cell in cells))
+
+
+def _is_extension(grid: Grid, cell: Cell) -> bool:
+    """Say whether a cell belongs to a sweep beyond the declared rates, which no plan foresaw."""
+    sweeping = (cell.mixer, cell.d_model) not in grid.best_rate
+    return sweeping and cell.learning_rate not in grid.params.learning_rates
 
 
 def _keep(grid: Grid, store: Store, shared: Mapping[str, Any], cell: Cell, future: Future) -> None:

@@ -67,8 +67,8 @@ def perplexity_vs_size(
     """Plot quality against size on logarithmic axes, with a curve per mixer and the n-gram floors.
 
     Without `fits` the curve is the report's form, y = a N^b, fitted to the logarithms of the admitted runs; a mixer
-    with fewer than two admitted sizes has none. Thin lines join the depths of one width. The returned rows are of kind
-    run, mean, fit or floor.
+    with fewer than three admitted sizes has none. Thin lines join the depths of one width. The returned rows are of
+    kind run, mean, fit or floor.
 
     Args:
         runs: one row per run, one learning rate per width.
@@ -286,8 +286,8 @@ def _ladder(runs: pd.DataFrame, x: str, series: str, y: str) -> Drawing:
 def _curve(runs: pd.DataFrame, x: str, y: str, fit: Curve | None) -> tuple[pd.DataFrame, str]:
     """Return a mixer's curve between its smallest and largest admitted size, and its legend text."""
     good = runs[_usable(runs, y)]
-    if good[x].nunique() < 2:
-        return pd.DataFrame({x: [], y: []}), " (no fit: fewer than 2 admitted sizes)"
+    if good[x].nunique() < 3:
+        return pd.DataFrame({x: [], y: []}), " (no fit: fewer than 3 admitted sizes)"
     sizes = np.geomspace(good[x].min(), good[x].max(), 50)
     if fit is not None:
         return pd.DataFrame({x: sizes, y: fit(sizes)}), ""
@@ -308,7 +308,7 @@ def _name_floors(axes: Axes, floors: Mapping[str, float]) -> None:
     for name, value in sorted(floors.items(), key=lambda item: item[1]):
         label_at = max(np.log(value), label_at + 0.05 * (high - low))
         where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
-        axes.annotate(f"{name} {value:.4g}", (1.01, np.exp(label_at)), fontsize=9, **where)
+        axes.annotate(f"{name} {_short(value)}", (1.01, np.exp(label_at)), fontsize=9, **where)
 
 
 def _ring_best(axes: Axes, runs: pd.DataFrame, means: pd.DataFrame, y: str) -> pd.DataFrame:
@@ -393,8 +393,7 @@ def _set_ticks(axis: Axis, limits: tuple[float, float]) -> None:
         locator = LogLocator(subs=subs)
         if sum(limits[0] <= tick <= limits[1] for tick in locator.tick_values(*limits)) >= 3:
             axis.set_major_locator(locator)
-    with_prefix = EngFormatter(sep="")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}" if value < 1e4 else with_prefix(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axis.set_minor_locator(NullLocator())
 
 
@@ -412,3 +411,8 @@ def _finish(fig: Figure, handles: list[Line2D], runs: pd.DataFrame, y: str) -> N
 
 def _legend(fig: Figure, handles: list[Line2D]) -> None:
     fig.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+
+
+def _short(value: float) -> str:
+    """Write a number in at most four digits, with a prefix where it is large: 8.226, 245.1, 10.4k, 2.5M."""
+    return f"{value:.4g}" if value < 1e4 else EngFormatter(sep="", places=None)(float(f"{value:.3g}"))
