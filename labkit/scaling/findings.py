@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,8 +291,13 @@ def _value(value: float, unit: str, ci: list[float] | None = None, n_seeds: int 
     return {"value": float(value), "ci": ci, "unit": unit, "n_seeds": n_seeds, "note": note}
 
 
-def out_of_reach(grid: Grid) -> dict[str, dict[str, Any]]:
-    """Say what each number of the report's own scale would take on this machine, at the speed measured in this grid."""
+def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Say what each number of the report's own scale would take on this machine, at the speed measured in this grid.
+
+    Args:
+        grid: the finished grid.
+        refused: why a mixer has no law, of `fit_all`; its exponent is then out of reach of this run.
+    """
     params = grid.params
     if scale(params) is Scale.STATED:
         return {}
@@ -312,6 +318,10 @@ def out_of_reach(grid: Grid) -> dict[str, dict[str, Any]]:
     quick = [out[f"word_perplexity/resnet-bk/d{d}_l{n}"]["seconds"] for d in (64, 128) for n in (4, 8)]
     out["hours/grid"] = {"why": why, "seconds": sum(own), "gib": None}
     out["hours/quick"] = {"why": why, "seconds": sum(quick) * 3 / 5, "gib": None}
+    for mixer, reason in (refused or {}).items():
+        for name in ("exponent", "r2", "coefficient", "ppl_ratio_10x", "ppl_ratio_100x"):
+            out[f"{name}/{mixer}"] = {"why": f"no law could be fitted: {reason}", "seconds": sum(own), "gib": None}
+        out["exponent_difference"] = out[f"exponent/{mixer}"]
     return out
 
 
