@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup figures $(REPORTS) test nbval lab lint format status report clean distclean
+.PHONY: help setup figures $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab lint format status report clean distclean
 
 help:  ## list the targets
 	@echo "make TARGET [HW=profile]   (profiles: $(PROFILES))"
@@ -38,10 +38,10 @@ $(READY): pyproject.toml constraints.txt
 
 figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/HW
 
-# One rule a report: its stamp depends on the notebook, its science, the profile and the labkit modules it imports. The
+# A report also goes by its name with dashes. One rule a report: its stamp depends on the notebook, its science, the profile and the labkit modules it imports. The
 # exact list is written beside the stamp by each run.
 define REPORT_RULES
-$(1): $(OUT)/$(1)/done
+$(sort $(1) $(subst _,-,$(1))): $(OUT)/$(1)/done
 $(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
 	$(BIN)/labkit run $(1) --hw $(HW)
 endef

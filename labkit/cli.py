@@ -25,7 +25,7 @@ def _known_profile(name: str) -> str:
     return name
 
 
-Report = Annotated[str, typer.Argument(help="A report: scaling_grid, claims.")]
+Report = Annotated[str, typer.Argument(help="A report: size_inertia, scaling_grid, claims.")]
 Hardware = Annotated[
     str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.", callback=_known_profile)
 ]
@@ -44,7 +44,7 @@ def run(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
 
 @app.command()
 def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
-    """Show what a run would take: models, FLOPs, time, memory, disk."""
+    """Show what a run would take: pieces of work, FLOPs, time, memory, disk."""
     from labkit import params
     from labkit import plan as planner
 
@@ -54,7 +54,7 @@ def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
 
 @app.command()
 def doctor(report: Report = "scaling_grid", hw: Hardware = "cpu") -> None:
-    """Check everything a run needs: device, memory, disk, versions, corpus."""
+    """Check everything a run needs: device, memory, disk, versions, text, weights."""
     from labkit import doctor as examiner
     from labkit import params
     from labkit import plan as planner

@@ -1,4 +1,4 @@
-"""Look at everything a run needs before it starts: device, disk, memory, versions, corpus."""
+"""Look at everything a run needs before it starts: device, disk, memory, versions, text and weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from labkit import device, paths, units
-from labkit.scaling.cost import Cost
+from labkit.cost import Cost
 from labkit.schema import Params
 
 _LEAST_DISK_BYTES = 50e6
@@ -27,13 +27,15 @@ class Check:
 
 
 def doctor(resolved: Params, cost: Cost | None) -> list[Check]:
-    """Look at everything a run needs before it starts; a missing corpus is fetched if all else is in order."""
+    """Look at everything a run needs before it starts; missing text and weights are fetched if all else is in order."""
     root = paths.output_root()
     checks = [_device(resolved), _disk(root, cost), _writable(root), _versions()]
     if cost and resolved.device == "cpu":
         checks.append(_memory(resolved, cost))
     if hasattr(resolved, "corpus") and all(check.ok for check in checks):
         checks.append(_corpus(resolved.corpus))
+    if hasattr(resolved, "models") and all(check.ok for check in checks):
+        checks += [_weights(name) for name in resolved.models]
     return checks
 
 
@@ -75,6 +77,16 @@ def _corpus(name: str) -> Check:
     except corpora.MissingData as error:
         return Check("corpus", False, str(error))
     return Check("corpus", True, f"{corpus.protocol}, {corpus.n_bytes('train'):,} training bytes")
+
+
+def _weights(name: str) -> Check:
+    from labkit import models
+
+    try:
+        _, weights = models.prepare(name)
+    except ValueError as error:
+        return Check("weights", False, str(error))
+    return Check("weights", True, f"{name}: {weights.format}, {weights.licence}, sha256 {weights.sha256[:12]}")
 
 
 def _versions() -> Check:

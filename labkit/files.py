@@ -16,6 +16,10 @@ class DiskFull(ValueError):
     """A result could not be written because the disk, quota or file-size limit is exhausted."""
 
 
+class MissingData(ValueError):
+    """Text or weights are neither here nor to be fetched; the message says what to run or which file to place where."""
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees all of it or the old one, and a full disk leaves the old one untouched.
 
@@ -45,8 +49,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk inside the block into `DiskFull`, for writers that are not ours.
+def disk_errors(path: Path, variable: str = "LABKIT_OUTPUT") -> Iterator[None]:
+    """Turn a full disk inside the block into `DiskFull`, for writers that are not ours; `variable` moves the path.
 
     Raises:
         DiskFull: no room at `path`.
@@ -56,5 +60,5 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        remedy = "free some space or set LABKIT_OUTPUT to another disk"
+        remedy = f"free some space or set {variable} to another disk"
         raise DiskFull(f"{path}: no room ({error.strerror}); {remedy}") from error

@@ -117,9 +117,19 @@ def _rising(function: Callable[[float], float]) -> Callable[[Interval], Interval
 log, log10, exp, sqrt = (_rising(function) for function in (math.log, math.log10, math.exp, math.sqrt))
 
 
+def ceil(x: Interval) -> Interval:
+    """Return the least whole number not below; one that arithmetic left uncertain by an ulp may come out as a pair."""
+    return Interval(float(math.ceil(x.low)), float(math.ceil(x.high)))
+
+
 def mean(*xs: Interval) -> Interval:
     """Return the arithmetic mean."""
     return sum(xs[1:], xs[0]) / Interval.point(len(xs))
+
+
+def span(*xs: Interval) -> Interval:
+    """Return the range from the least to the greatest; for a claim that all of them lie in a range."""
+    return Interval(min(x.low for x in xs), max(x.high for x in xs))
 
 
 def loglog_slope(xs: list[Interval], ys: list[Interval]) -> Interval:
@@ -161,10 +171,13 @@ _ON_NUMBERS: dict[str, Callable[..., Interval]] = {
     "log10": log10,
     "exp": exp,
     "sqrt": sqrt,
+    "ceil": ceil,
     "min": lambda *xs: Interval(min(x.low for x in xs), min(x.high for x in xs)),
     "max": lambda *xs: Interval(max(x.low for x in xs), max(x.high for x in xs)),
     "mean": mean,
+    "span": span,
 }
+_ON_ONE = ("log", "log10", "exp", "sqrt", "ceil")
 FUNCTIONS = (*_ON_NUMBERS, *_ON_LISTS)
 _OPERATORS: dict[type, Callable[[Interval, Interval], Interval]] = {
     ast.Add: Interval.__add__,
@@ -250,7 +263,7 @@ _GRAMMAR = f"use numbers, names, + - * / **, lists as arguments, and {', '.join(
 def _call(name: str, args: list[ast.expr], values: Mapping[str, Interval]) -> Interval:
     lists = [[_value(x, values) for x in (arg.elts if isinstance(arg, ast.List) else [arg])] for arg in args]
     numbers = [x for xs in lists for x in xs]
-    expected = 2 if name in _ON_LISTS else 1 if name in ("log", "log10", "exp", "sqrt") else None
+    expected = 2 if name in _ON_LISTS else 1 if name in _ON_ONE else None
     if not numbers or len(lists if name in _ON_LISTS else numbers) != (expected or len(numbers)):
         raise ValueError(f"{name} takes {expected or 'one or more'} argument(s)")
     return _ON_LISTS[name](*lists) if name in _ON_LISTS else _ON_NUMBERS[name](*numbers)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import importlib
 
 from labkit import params, units
-from labkit.scaling.cost import Cost, plan_grid
+from labkit.cost import Cost
 from labkit.schema import Params
 
-_PLANS: dict[str, Callable[[Any], Cost]] = {"scaling_grid": plan_grid}
+# By name, not by import: what a notebook imports makes it stale, and one report's code must not do that to another.
+_PLANS = {
+    "scaling_grid": ("labkit.scaling.cost", "plan_grid"),
+    "size_inertia": ("labkit.inertia.cost", "plan_study"),
+}
 
 
 def plan(resolved: Params) -> Cost | None:
-    """Estimate what a run takes; None for a report that trains nothing."""
-    estimate = _PLANS.get(resolved.report_id())
-    return estimate(resolved) if estimate else None
+    """Estimate what a run takes; None for a report that computes nothing."""
+    if resolved.report_id() not in _PLANS:
+        return None
+    module, function = _PLANS[resolved.report_id()]
+    return getattr(importlib.import_module(module), function)(resolved)
 
 
 def describe(resolved: Params, cost: Cost | None) -> str:
@@ -25,9 +30,10 @@ def describe(resolved: Params, cost: Cost | None) -> str:
         return f"{target}: reads published results, trains nothing"
     head = f"{target}: {params.scale(resolved)} scale, {resolved.device}"
     rate = f"{cost.flops_per_second / 1e9:,.0f} GFLOP/s ({cost.basis})"
+    streamed = f", {units.format_seconds(cost.other_seconds)} of it not bound by FLOPs" if cost.other_seconds else ""
     return (
         f"{head}, {resolved.workers} workers x {resolved.threads} threads\n"
-        f"  {cost.n_cells} models, {units.format_count(cost.tokens)} tokens, {cost.flops / 1e12:,.1f} TFLOP\n"
-        f"  about {units.format_seconds(cost.seconds)} of training at {rate}\n"
+        f"  {cost.n_cells} {cost.pieces}, {units.format_count(cost.tokens)} tokens, {cost.flops / 1e12:,.1f} TFLOP\n"
+        f"  about {units.format_seconds(cost.seconds)} of work at {rate}{streamed}\n"
         f"  up to {units.format_bytes(cost.peak_bytes)} of memory, {units.format_bytes(cost.disk_bytes)} of disk"
     )

@@ -24,7 +24,7 @@ from labkit import device, paths
 from labkit.files import write_atomically
 from labkit.schema import Params
 
-_VERSIONS = ("labkit", "torch", "numpy", "scipy", "pandas", "tokenizers", "papermill")
+_VERSIONS = ("labkit", "torch", "numpy", "scipy", "pandas", "tokenizers", "transformers", "trl", "peft", "papermill")
 
 
 class RunFailed(RuntimeError):

@@ -34,7 +34,7 @@ from labkit.schema import Params
 __all__ = ["describe", "doctor", "exclusive", "plan", "run", "status"]
 
 _HEARTBEAT_SECONDS = 10.0
-_BAD_INPUT = {"DiskFull", "MissingData", "MissingDevice"}
+_BAD_INPUT = {"DiskFull", "MissingData", "MissingDevice", "MissingWeights", "TooLarge"}
 # A kernel warns about its transport and calls the interrupt of every normal shutdown an error.
 _QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 

@@ -16,6 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
+from labkit.affine import AffineFit, fit_affine
+
+__all__ = ["AffineFit", "Interval", "bootstrap_ci", "fit_affine", "standard_error"]
+
 _BCA_LIMIT = 2_000
 _BATCH_VALUES = 10_000_000
 

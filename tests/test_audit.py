@@ -161,10 +161,12 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path, text):
 def test_every_row_of_a_ledger_is_whole(path):
     rows = read_ledger(path).claims
     assert len({claim.id for claim in rows}) == len(rows)
+    inputs = set().union(*(formula.names(claim.formula) for claim in rows if claim.formula))
     for claim in rows:
         assert claim.source.section.strip()
         assert not set('"“”') & set(claim.source.wording)
-        assert claim.checks or claim.formula or claim.kind in ("setting", "count")
+        reading = claim.kind == "measured" and claim.note and claim.id in inputs
+        assert claim.checks or claim.formula or claim.kind in ("setting", "count") or reading, claim.id
     assert len(audit(path)) == sum(claim.formula is not None for claim in rows)
 
 

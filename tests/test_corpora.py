@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from labkit import corpora
-from labkit.corpora import Corpus, MissingData, Score, base, markup, wiki, wikitext
+from labkit.corpora import Corpus, MissingData, Score, markup, wiki, wikitext
 
 WIKI_SAMPLE_REVISION = "ff9ce30b"
 
@@ -441,8 +441,3 @@ def test_score_needs_one_value_per_predicted_token(tmp_path: Path) -> None:
     assert score.n_bytes == SMALL.n_bytes("validation")
     with pytest.raises(ValueError, match="predicted tokens"):
         tokens.score("validation", nats[1:], context=8, stride=8)
-
-
-def test_write_leaves_nothing_half_done(tmp_path: Path) -> None:
-    base.write_atomic(tmp_path / "deep" / "file", b"whole")
-    assert [path.read_bytes() for path in (tmp_path / "deep").iterdir()] == [b"whole"]

@@ -30,7 +30,7 @@ def expressions(draw, depth=3):
         return f"({draw(inner)} ** {draw(st.sampled_from(['2', '3', '-1', '-2', '0', '0.5', 'x']))})"
     if kind == "minus":
         return f"-{draw(inner)}"
-    name = draw(st.sampled_from(["log", "log10", "exp", "sqrt"] if kind == "call" else ["min", "max", "mean"]))
+    name = draw(st.sampled_from(["log", "log10", "exp", "sqrt", "ceil"] if kind == "call" else ["min", "max", "mean"]))
     return f"{name}({draw(inner)})" if kind == "call" else f"{name}({draw(inner)}, {draw(inner)})"
 
 
@@ -39,6 +39,7 @@ PYTHON = {
     "log10": math.log10,
     "exp": math.exp,
     "sqrt": math.sqrt,
+    "ceil": math.ceil,
     "min": min,
     "max": max,
     "mean": lambda *xs: math.fsum(xs) / len(xs),
@@ -96,6 +97,26 @@ def test_a_square_of_a_range_across_zero_starts_at_zero_and_a_product_does_not()
     assert formula.evaluate("x*x", box).low == pytest.approx(-6)
 
 
+def test_whole_batches_are_counted_upwards():
+    values = {"n": Interval.point(115), "x": Interval(3.2, 4.0)}
+    whole = formula.evaluate("ceil(ceil(n / 2) / 4)", values)
+    assert (whole.low, whole.high) == (15, 15)
+    assert formula.evaluate("ceil(x)", values) == Interval(4, 4)
+    assert formula.evaluate("ceil(-x)", values) == Interval(-4, -3)
+
+
+def test_a_whole_quotient_is_never_counted_too_low():
+    assert formula.evaluate("ceil(n / 2)", {"n": Interval.point(116)}).low == 58
+
+
+@given(st.lists(st.tuples(small, small).map(sorted), min_size=1, max_size=4))
+def test_a_span_holds_every_argument_and_ends_at_two_of_them(ends):
+    boxes = {f"x{i}": Interval(*pair) for i, pair in enumerate(ends)}
+    found = formula.evaluate(f"span({', '.join(boxes)})", boxes)
+    assert all(box.inside(found) for box in boxes.values())
+    assert {found.low, found.high} <= {end for pair in ends for end in pair}
+
+
 @given(st.lists(st.tuples(positive, positive, positive), min_size=3, max_size=8))
 def test_loglog_fit_of_points_is_numpys(rows):
     xs, ys, _ = (np.array(column) for column in zip(*rows, strict=True))
@@ -151,6 +172,8 @@ REFUSED = [
     "open('f')",
     "x.max(1)",
     "log(x, 2)",
+    "ceil(x, 2)",
+    "span()",
     "mean([])",
     "min()",
     "loglog_slope([1, 2])",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from labkit.files import MissingData
+
+__all__ = ["SPLITS", "Corpus", "MissingData", "check_split", "only_one"]
+
 SPLITS = ("train", "validation", "test")
-
-
-class MissingData(ValueError):
-    """A corpus is neither here nor to be fetched; the message says what to run or which file to place where."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,17 +62,6 @@ def check_split(name: str) -> str:
     if name not in SPLITS:
         raise ValueError(f"split={name!r} is not one of {', '.join(SPLITS)}")
     return name
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: into a neighbour first, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

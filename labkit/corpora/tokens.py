@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from labkit import paths
+from labkit.files import write_atomically
 
-from .base import SPLITS, Corpus, check_split, only_one, write_atomic
+from .base import SPLITS, Corpus, check_split, only_one
 from .scores import Score
 
 SEPARATOR = "<|doc|>"
@@ -138,7 +139,7 @@ def _build(corpus: Corpus, vocab_size: int, path: Path) -> tuple[Tokenizer, dict
     definition = np.frombuffer(tokenizer.to_str().encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, tokenizer=definition, **{split: ids.astype(small) for split, ids in streams.items()})
-    write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return tokenizer, streams
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 
 from labkit import device
+from labkit.cost import Cost
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.grid import planned_cells
 from labkit.scaling.optim import adamw
@@ -24,31 +24,6 @@ TRAIN_BYTES = {"wikitext-2": 10_900_000, "wiki-sample": 2_410_000}
 """Size of the training split of each corpus, to two digits, for planning only."""
 _BYTES_PER_TOKEN = {512: 2.0, 1024: 2.5, 2048: 3.0, 4096: 3.5, 8192: 4.0, 16384: 4.4, 32768: 4.7}
 _MEASURE_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What a run of a report takes."""
-
-    n_cells: int
-    """Models to train."""
-    tokens: float
-    """Tokens they see together."""
-    flops: float
-    """Their training FLOPs, three times the forward matrix products."""
-    flops_per_second: float
-    """Rate the time is computed with, all workers together."""
-    basis: str
-    """Where the rate comes from."""
-    peak_bytes: float
-    """Memory of the largest cells that run side by side."""
-    disk_bytes: float
-    """What is written: cell records, figures, the executed notebook, the cached corpus."""
-
-    @property
-    def seconds(self) -> float:
-        """Training time; floors, gates and figures add about half a minute."""
-        return self.flops / self.flops_per_second
 
 
 def plan_grid(params: ScalingGrid) -> Cost:

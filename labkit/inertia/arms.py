@@ -1,0 +1,99 @@
+"""Which training arms a run of report 000 has: the report's schedule, a rate sweep, tuned arms and their controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.inertia.dpo import DpoArm
+from labkit.schema import SizeInertia
+
+REPORT_STEPS = 75
+"""Optimizer steps of the report's schedule: 115 pairs in micro-batches of 2, four accumulated, five epochs."""
+N_PAIRS = 115
+"""Training pairs of the report, and of the set shipped here."""
+SWEEP_PAIRS = 92
+"""Pairs that the arms of a rate sweep see, four fifths; the other 23 choose between the rates."""
+
+
+def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
+    """Return the report's own schedule, stopped after the profile's number of steps."""
+    return DpoArm(
+        **_common(params, model, seed),
+        name=f"{model} report s{seed}",
+        n_pairs=N_PAIRS,
+        steps=params.report_steps,
+        schedule_steps=REPORT_STEPS,
+        learning_rate=params.report_learning_rate,
+        warmup_steps=params.report_warmup_steps,
+    )
+
+
+def sweep_arms(params: SizeInertia, model: str) -> list[DpoArm]:
+    """Return one arm for each rate, on four fifths of the pairs; each completes its own schedule."""
+    seed = params.seeds[0]
+    base = _completed(params, model, seed, params.sweep_steps)
+    return [
+        dataclasses.replace(
+            base, name=f"{model} sweep {rate:g}", n_pairs=SWEEP_PAIRS, learning_rate=rate, validate_on_rest=True
+        )
+        for rate in params.learning_rates
+    ]
+
+
+def tuned_arms(params: SizeInertia, model: str, rate: float) -> list[DpoArm]:
+    """Return the arms at the chosen rate: all pairs for each seed, then controls and smaller sets."""
+    arms = []
+    for seed in params.seeds:
+        base = _completed(params, model, seed, params.tuned_steps)
+        arms.append(dataclasses.replace(base, name=f"{model} tuned s{seed}", learning_rate=rate))
+    if model not in params.control_models:
+        return arms
+    tuned = arms[0]
+    for variant in ("shuffled", "template"):
+        arms.append(dataclasses.replace(tuned, name=f"{model} {variant}", variant=variant))
+    for n in params.dataset_sizes:
+        if n != N_PAIRS:
+            arms.append(dataclasses.replace(tuned, name=f"{model} {n} pairs", n_pairs=n))
+    return arms
+
+
+def best_rate(validation_losses: Mapping[float, float]) -> float | None:
+    """Return the rate with the lowest loss on the pairs that were not trained on; None if no arm of the sweep ended."""
+    return min(validation_losses, key=validation_losses.__getitem__, default=None)
+
+
+def is_interior(rate: float, rates: list[float]) -> bool:
+    """Say whether a chosen rate lies inside the rates tried, so that neither neighbour might have been better."""
+    return min(rates) < rate < max(rates)
+
+
+def _completed(params: SizeInertia, model: str, seed: int, steps: int) -> DpoArm:
+    """Return an arm with a tenth of its steps as warm-up and a linear decay to zero at its own end."""
+    return DpoArm(
+        **_common(params, model, seed),
+        name="",
+        n_pairs=N_PAIRS,
+        steps=steps,
+        schedule_steps=steps,
+        learning_rate=params.learning_rates[0],
+        warmup_steps=max(1, round(0.1 * steps)) if steps > 1 else 0,
+    )
+
+
+def _common(params: SizeInertia, model: str, seed: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": seed,
+        "batch_pairs": params.batch_pairs,
+        "beta": params.beta,
+        "lora_rank": params.lora_rank,
+        "lora_alpha": params.lora_alpha,
+        "lora_dropout": params.lora_dropout,
+        "targets": tuple(params.lora_targets),
+        "dtype": params.weights_dtype,
+        "threads": params.workers * params.threads,
+        "device": params.device,
+        "eval_pairs": params.held_out_pairs,
+    }

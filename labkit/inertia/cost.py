@@ -1,0 +1,122 @@
+"""Say what a run of report 000 would take before anything heavy starts: FLOPs, time, memory, disk.
+
+Training is counted in FLOPs, 4 per parameter and token of a step with a frozen base (forward, and the gradient of the
+activations) and 2 of a forward pass, at half the speed of a matrix product measured here. Decoding is counted in bytes
+of weights at the copy bandwidth measured here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkit import device
+from labkit.cost import Cost
+from labkit.models import SHAPES
+from labkit.schema import SizeInertia
+
+TOKENS_PER_PAIR = 220
+"""Prompt, chosen and rejected text together, both with their prompt, to two digits."""
+_GEMM_SHARE = 0.5
+_INIT_VALUES_PER_SECOND = 8e7
+_LOAD_SECONDS = 6.0
+_RUNG_PARAMETERS = {"qwen2-16m": 16e6, "qwen2-48m": 48e6, "qwen2-110m": 110e6, "qwen2-250m": 250e6, "qwen2-1b": 1e9}
+
+
+def plan_study(params: SizeInertia) -> Cost:
+    """Estimate the cost of a run without loading a model."""
+    flops, rate, basis = training_flops(params), *training_rate(params)
+    seconds = decoding_seconds(params)
+    return Cost(
+        n_cells=n_pieces(params),
+        pieces="pieces (shapes timed, arms trained, models questioned)",
+        tokens=sum(n_arm_steps(params, model) for model in params.models) * params.batch_pairs * TOKENS_PER_PAIR,
+        flops=flops,
+        flops_per_second=rate,
+        basis=basis,
+        other_seconds=seconds,
+        peak_bytes=peak_bytes(params),
+        disk_bytes=50e6 + sum(6 * SHAPES[model].parameters for model in params.models),
+    )
+
+
+def n_arms(params: SizeInertia, model: str) -> int:
+    """Count a model's training arms: report and tuned for each seed, the sweep, controls and smaller sets."""
+    return 2 * len(params.seeds) + len(params.learning_rates) + n_control_arms(params, model)
+
+
+def n_control_arms(params: SizeInertia, model: str) -> int:
+    """Count a model's arms with shuffled labels, template negatives and fewer pairs."""
+    return 2 + len(params.dataset_sizes) - 1 if model in params.control_models else 0
+
+
+def n_arm_steps(params: SizeInertia, model: str) -> int:
+    """Count a model's optimizer steps, all arms together."""
+    tuned = len(params.seeds) + n_control_arms(params, model)
+    swept = len(params.learning_rates) * params.sweep_steps
+    return len(params.seeds) * params.report_steps + tuned * params.tuned_steps + swept
+
+
+def n_pieces(params: SizeInertia) -> int:
+    """Count the pieces of work of a run."""
+    arms = sum(n_arms(params, model) for model in params.models)
+    return arms + len(params.ladder) + 3 * len(params.quantized) + 2 * len(params.models)
+
+
+def training_flops(params: SizeInertia) -> float:
+    """Return the FLOPs of all arms: steps, reference and held-out passes."""
+    total = 0.0
+    for model in params.models:
+        scored = n_arms(params, model) * (params.held_out_pairs + max(params.dataset_sizes))
+        n_flops = 4 * n_arm_steps(params, model) * params.batch_pairs + 2 * scored
+        total += n_flops * TOKENS_PER_PAIR * SHAPES[model].parameters
+    return total
+
+
+def training_rate(params: SizeInertia) -> tuple[float, str]:
+    """Return FLOP/s of training, and where the figure comes from."""
+    if params.device not in device.available_devices():
+        return params.assumed_tflops * 1e12, f"assumed {params.assumed_tflops:g} TFLOP/s; no {params.device} here"
+    measured = device.gemm_flops(weights_dtype(params), device=params.device, repeats=3).median
+    return _GEMM_SHARE * measured, f"half of a {params.weights_dtype} matrix product measured here"
+
+
+def decoding_seconds(params: SizeInertia) -> float:
+    """Return the seconds of timing shapes and answering questions: weights made, read once a token, loaded."""
+    if params.device not in device.available_devices():
+        return 0.0
+    bandwidth = device.copy_bandwidth(repeats=3, device=params.device).median / 2
+    rungs = sum(
+        rung_seconds(params, name, bandwidth) for name in (*params.ladder, *params.quantized, *params.quantized)
+    )
+    answers = sum(question_seconds(params, model, bandwidth) for model in params.models)
+    return rungs + answers + _LOAD_SECONDS * sum(n_arms(params, model) for model in params.models)
+
+
+def rung_seconds(params: SizeInertia, name: str, bandwidth: float) -> float:
+    """Return the seconds of one rung: random weights made, then the repeats and a warm-up."""
+    values = rung_parameters(name)
+    tokens = params.new_tokens * (params.decode_repeats + 1)
+    return values / _INIT_VALUES_PER_SECOND + tokens * (2e-3 + values * weights_dtype(params).itemsize / bandwidth)
+
+
+def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float:
+    """Return the seconds of one model's answers."""
+    per_token = 5e-3 + SHAPES[model].parameters * weights_dtype(params).itemsize / bandwidth
+    return params.questions * params.answer_tokens * per_token
+
+
+def peak_bytes(params: SizeInertia) -> float:
+    """Return the memory of the largest piece: a rung's weights, or a model's with activations of two pairs."""
+    rung = 1.1 * max(map(rung_parameters, params.ladder)) * weights_dtype(params).itemsize
+    model = max(SHAPES[model].parameters for model in params.models) * weights_dtype(params).itemsize
+    return max(rung, model + 1.5 * 2**30) + 0.6 * 2**30
+
+
+def rung_parameters(name: str) -> float:
+    """Return the parameters of a rung, to two digits for those that are no published model."""
+    return float(SHAPES[name].parameters) if name in SHAPES else _RUNG_PARAMETERS[name]
+
+
+def weights_dtype(params: SizeInertia) -> torch.dtype:
+    """Return the type frozen weights are held in."""
+    return getattr(torch, params.weights_dtype)

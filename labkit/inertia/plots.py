@@ -1,0 +1,144 @@
+"""Figures of report 000 about running: time against bytes, the ladder, quantization, cost against quality.
+
+Each function takes measured rows and returns (figure, the rows it drew); `labkit.figures.save` publishes the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from labkit.figures import style
+
+Drawing = tuple[Figure, pd.DataFrame]
+
+_GREY = "#777777"
+
+
+def affine_law(points: pd.DataFrame, fits: Mapping[str, Any]) -> Drawing:
+    """Plot seconds per token against bytes of weights, with t = t0 + bytes / bandwidth and its two regimes.
+
+    Left of the knee at t0 x bandwidth the time is overhead and hardly grows with size; right of it the time is that of
+    reading the weights and grows as fast as they do.
+
+    Args:
+        points: rows with series, bytes, seconds (per token), name.
+        fits: for some series, an object with intercept (s), slope (s per byte) and predict(bytes).
+    """
+    looks = style(list(dict.fromkeys(points["series"])))
+    fig, axes = plt.subplots(figsize=(8.0, 5.0))
+    rows = [points.assign(kind="point")]
+    for name, part in points.groupby("series", sort=False):
+        axes.plot(
+            part["bytes"],
+            part["seconds"],
+            label=_law_label(name, fits.get(name)),
+            **looks[name] | {"linestyle": "none"},
+        )
+        if name in fits:
+            rows.append(_draw_law(axes, name, part, fits[name], looks[name]))
+    axes.set(xscale="log", yscale="log", xlabel="bytes of weights read per token", ylabel="seconds per token")
+    fig.legend(loc="outside lower center", ncols=1)
+    return fig, pd.concat(rows, ignore_index=True)
+
+
+def _law_label(name: str, fit: Any) -> str:
+    if fit is None:
+        return name
+    t0 = f"t0 = {fit.intercept * 1e3:.3g} ms"
+    return f"{name}: {t0}, {1 / fit.slope / 1e9:.3g} GB/s" if fit.slope > 0 else f"{name}: {t0}"
+
+
+def _draw_law(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict[str, Any]) -> pd.DataFrame:
+    x = np.geomspace(part["bytes"].min() / 1.5, part["bytes"].max() * 1.5, 80)
+    y = np.asarray(fit.predict(x))
+    axes.plot(x, y, **look | {"marker": ""})
+    if fit.intercept > 0 and fit.slope > 0:
+        axes.plot(x, np.full_like(x, fit.intercept), color=look["color"], linewidth=0.6, linestyle=":")
+        above = x * fit.slope > y.min() / 3
+        axes.plot(x[above], x[above] * fit.slope, color=look["color"], linewidth=0.6, linestyle=":")
+    return pd.DataFrame({"series": name, "bytes": x, "seconds": y, "kind": "fit"})
+
+
+def ladder_panel(rungs: pd.DataFrame) -> Drawing:
+    """Draw, by rung, the time per token beside its floor at the measured bandwidth, and the time of a training step.
+
+    Args:
+        rungs: rows with name, ms_per_token, roofline_ms (the bytes over the bandwidth measured in the same run),
+            prefill_ms, train_ms (NaN where none was measured).
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10.0, 0.5 * len(rungs) + 1.8), sharey=True)
+    y = np.arange(len(rungs))
+    looks = style(["measured", "floor at the measured read bandwidth", "prefill", "training step"])
+    left.barh(y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, measured")
+    floor = looks["floor at the measured read bandwidth"]["color"]
+    left.barh(y + 0.2, rungs["roofline_ms"], 0.38, color=floor, label="bytes over the measured bandwidth")
+    for at, row in zip(y, rungs.itertuples(), strict=True):
+        left.annotate(
+            f" {row.roofline_ms / row.ms_per_token:.0%}", (row.ms_per_token, at - 0.2), va="center", fontsize=8
+        )
+    right.barh(y - 0.2, rungs["prefill_ms"], 0.38, color=looks["prefill"]["color"], label="prefill")
+    trained = rungs["train_ms"].fillna(0)
+    right.barh(y + 0.2, trained, 0.38, color=looks["training step"]["color"], label="training step (adapters)")
+    left.set_yticks(y, rungs["name"])
+    left.invert_yaxis()
+    left.set(xscale="log", xlabel="ms per token")
+    right.set(xscale="log", xlabel="ms")
+    for axes in (left, right):
+        axes.grid(visible=False, axis="y")
+    fig.legend(loc="outside lower center", ncols=4)
+    return fig, rungs
+
+
+def quantization_panel(rows: pd.DataFrame) -> Drawing:
+    """Draw the time per token of two sizes for each weight type, and the ratio between the sizes.
+
+    Args:
+        rows: rows with weights (type), name (rung), ms_per_token, gib, ratio (time of the larger over the smaller).
+    """
+    kinds, names = list(dict.fromkeys(rows["weights"])), list(dict.fromkeys(rows["name"]))
+    looks = style(names)
+    fig, axes = plt.subplots(figsize=(7.2, 4.0))
+    for i, name in enumerate(names):
+        part = rows[rows["name"] == name].set_index("weights")
+        at = [kinds.index(kind) + 0.38 * (i - (len(names) - 1) / 2) for kind in part.index]
+        drawn = axes.bar(at, part["ms_per_token"], 0.36, color=looks[name]["color"], label=name)
+        axes.bar_label(
+            drawn, [f"{row.ms_per_token:.3g} ms\n{row.gib:.2f} GiB" for row in part.itertuples()], fontsize=8
+        )
+    ratio = rows.groupby("weights", sort=False)["ratio"].first()
+    axes.set_xticks(range(len(kinds)), [f"{kind}\nratio {ratio[kind]:.2f}" for kind in kinds])
+    axes.set(ylabel="ms per token", ylim=(0, rows["ms_per_token"].max() * 1.2))
+    axes.grid(visible=False, axis="x")
+    fig.legend(loc="outside lower center", ncols=len(names))
+    return fig, rows
+
+
+def frontier_panel(policies: pd.DataFrame, curve: pd.DataFrame) -> Drawing:
+    """Plot quality against measured cost: each policy with 95 % intervals, and the line of random routing.
+
+    Args:
+        policies: rows with policy, quality, quality_low, quality_high, cost, cost_low, cost_high (seconds per query).
+        curve: rows with cost, quality: what sending a random share of the queries to the larger model gives.
+    """
+    names = list(dict.fromkeys(policies["policy"]))
+    looks = style(names)
+    fig, axes = plt.subplots(figsize=(8.0, 5.2))
+    axes.plot(curve["cost"], curve["quality"], color=_GREY, linewidth=1, label="random share to the larger model")
+    for row in policies.itertuples():
+        error = {
+            "xerr": [[row.cost - row.cost_low], [row.cost_high - row.cost]],
+            "yerr": [[row.quality - row.quality_low], [row.quality_high - row.quality]],
+        }
+        look = looks[row.policy] | {"linestyle": "none"}
+        axes.errorbar([row.cost], [row.quality], label=row.policy, capsize=2, elinewidth=0.8, **error, **look)
+    axes.set(xlabel="seconds per query (measured)", ylabel="share of questions answered rightly")
+    fig.legend(loc="outside lower center", ncols=3)
+    drawn = [policies.assign(kind="policy"), curve.assign(kind="random line")]
+    return fig, pd.concat(drawn, ignore_index=True)

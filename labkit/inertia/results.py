@@ -1,0 +1,199 @@
+"""The numbers of a run of report 000 that the ledger judges, and what the others would take on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from peft import LoraConfig
+from scipy import stats as scipy_stats
+
+from labkit import models
+from labkit.inertia import arms, compare, cost, ladder
+from labkit.inertia.dpo import optimizer_steps
+from labkit.inertia.study import Study
+from labkit.params import scale
+from labkit.schema import Scale, SizeInertia
+
+REPORTED = ("qwen2.5-0.5b", "phi-2", "qwen2.5-7b")
+"""The report's models, smallest first."""
+LOSS_STEPS = (5, 30, 50, 75)
+"""Steps at which the report prints a loss, each the mean of the last five."""
+
+Number = dict[str, Any]
+
+
+def results(study: Study) -> dict[str, Number]:
+    """Collect every number the ledger may ask for, with unit, interval and number of seeds."""
+    return property_results(study.params) | timing_results(study) | training_results(study)
+
+
+def property_results(params: SizeInertia) -> dict[str, Number]:
+    """Count what needs no run: parameters, adapters, optimizer steps."""
+    out = {f"parameters/{name}": _number(models.SHAPES[name].parameters, "parameters") for name in REPORTED}
+    small = models.SHAPES["qwen2.5-0.5b"].parameters
+    for name in REPORTED[1:]:
+        out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = _number(models.SHAPES[name].parameters / small, "")
+    percent = {}
+    for name in REPORTED[:2]:
+        coverage = report_coverage(params, name)
+        percent[name] = coverage.percent
+        out[f"lora_trainable/{name}"] = _number(coverage.trainable, "parameters")
+        out[f"lora_percent/{name}"] = _number(coverage.percent, "percent")
+    ratio = percent["phi-2"] / percent["qwen2.5-0.5b"]
+    out["lora_percent_ratio/phi-2_over_qwen2.5-0.5b"] = _number(ratio, "")
+    steps = optimizer_steps(arms.N_PAIRS, micro_batch=2, accumulation=4, epochs=5)
+    return out | {"dpo/optimizer_steps": _number(steps, "steps")}
+
+
+def report_coverage(params: SizeInertia, name: str) -> models.Coverage:
+    """Return what the report's adapter configuration reaches in a model; in Phi-2 it misses `o_proj`, silently."""
+    config = LoraConfig(r=params.lora_rank, target_modules=list(params.lora_targets))
+    return models.lora_coverage(models.build(name, device="meta"), config, allow_unmatched=params.lora_targets)
+
+
+def coverage_table(params: SizeInertia) -> pd.DataFrame:
+    """Lay out what the report's targets reach in its models and in this profile's, and Phi-2 with its own names."""
+    listed = {name: list(params.lora_targets) for name in dict.fromkeys((*REPORTED, *params.models))}
+    rows = [_coverage_row(params, name, targets) for name, targets in listed.items()]
+    own = ["dense" if target == "o_proj" else target for target in params.lora_targets]
+    return pd.DataFrame([*rows[:2], _coverage_row(params, "phi-2", own), *rows[2:]])
+
+
+def _coverage_row(params: SizeInertia, name: str, targets: list[str]) -> dict[str, Any]:
+    config = LoraConfig(r=params.lora_rank, target_modules=targets)
+    found = models.lora_coverage(models.build(name, device="meta"), config, allow_unmatched=targets)
+    return {
+        "model": name,
+        "targets": ", ".join(target.removesuffix("_proj") for target in targets),
+        "trainable": found.trainable,
+        "percent": found.percent,
+        "unmatched": ", ".join(found.unmatched),
+        "layers": f"{len(found.layers)} of {found.n_layers}",
+    }
+
+
+def timing_results(study: Study) -> dict[str, Number]:
+    """Return ratios between the report's shapes and the exponents of time in bytes over the whole ladder."""
+    out: dict[str, Number] = {}
+    where, rungs = study.params.device, study.rungs
+    for name in REPORTED[1:]:
+        if name in rungs and "qwen2.5-0.5b" in rungs:
+            found = compare.ratio(rungs[name], rungs["qwen2.5-0.5b"], "seconds_per_token", "model")
+            ends = [found.interval.low, found.interval.high] if found.interval else None
+            out[f"generation_ratio/{where}/{name}_over_qwen2.5-0.5b"] = _number(found.value, "", ends)
+    for key, quantity in (("decode", "seconds_per_token"), ("train", "train_seconds")):
+        points = ladder.points(rungs.values(), quantity)
+        if points["name"].nunique() >= 3:
+            out[f"size_exponent/{key}"] = size_exponent(points)
+    return out
+
+
+def size_exponent(points: pd.DataFrame) -> Number:
+    """Fit ln seconds = a + b ln bytes through the median of each size; return b with its 95 % interval.
+
+    The interval is Student's, from how far the sizes lie off a power law.
+    """
+    medians = points.groupby("name").agg(bytes=("bytes", "first"), seconds=("seconds", "median"))
+    fit = scipy_stats.linregress(np.log(medians["bytes"].to_numpy(float)), np.log(medians["seconds"].to_numpy(float)))
+    width = scipy_stats.t.ppf(0.975, len(medians) - 2) * fit.stderr
+    return _number(fit.slope, "", [fit.slope - width, fit.slope + width], note=f"{len(medians)} sizes")
+
+
+def training_results(study: Study) -> dict[str, Number]:
+    """Return losses and step times of the report's arms, for the models that ran all of its schedule."""
+    out: dict[str, Number] = {}
+    full = {arm: done for arm, done in study.arms.items() if arm.schedule_steps == arm.steps == arms.REPORT_STEPS}
+    for model in dict.fromkeys(arm.model for arm in full):
+        curves = [loss_of(done) for arm, done in full.items() if arm.model == model]
+        seconds = [done["seconds_per_step"] for arm, done in full.items() if arm.model == model]
+        for step in LOSS_STEPS:
+            means = [float(curve[step - 5 : step].mean()) for curve in curves]
+            out[f"loss/{model}/step_{step}"] = _over_seeds(means, "nats")
+        out[f"final_loss/{model}"] = out[f"loss/{model}/step_{LOSS_STEPS[-1]}"]
+        out[f"train_seconds_per_step/{model}"] = _over_seeds(seconds, "seconds")
+        out[f"train_seconds/{model}"] = _over_seeds([arms.REPORT_STEPS * s for s in seconds], "seconds")
+    if {"phi-2", "qwen2.5-0.5b"} <= {arm.model for arm in full}:
+        large, small = (out[f"train_seconds/{name}"]["value"] for name in ("phi-2", "qwen2.5-0.5b"))
+        out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = _number(large / small, "")
+    return out
+
+
+def loss_of(done: Mapping[str, Any]) -> np.ndarray:
+    """Return the loss of each optimizer step of a finished arm, [steps]."""
+    return np.array([row["loss"] for row in done["curve"]])
+
+
+def out_of_reach(study: Study) -> dict[str, Number]:
+    """Say what each number of the report's own scale would take on this machine, at the speeds measured in this run."""
+    params = study.params
+    if scale(params) is Scale.STATED:
+        return {}
+    out = {}
+    for model in REPORTED[:2]:
+        needs = _training_needs(study, model)
+        for key in [f"loss/{model}/step_{step}" for step in LOSS_STEPS] + [f"final_loss/{model}"]:
+            out[key] = needs
+    out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = _training_needs(study, "phi-2")
+    for name in REPORTED[1:]:
+        if name not in study.rungs:
+            out[f"generation_ratio/{params.device}/{name}_over_qwen2.5-0.5b"] = _timing_needs(study, name)
+    return out | machine_bound() | {"seconds_per_query/bitnet-2b": _bitnet_needs()}
+
+
+def machine_bound() -> dict[str, Number]:
+    """Numbers that belong to one board: only a run there can meet or miss them."""
+    why = "a time or a memory of the report's own board (Jetson AGX Thor); only profile jetson-thor can tell"
+    keys = [f"cuda_speedup/{name}" for name in REPORTED] + ["peak_memory/cuda/qwen2.5-7b"]
+    keys += [f"{quantity}/{name}" for quantity in ("load_seconds", "joules_per_query") for name in REPORTED]
+    keys += [f"generation_seconds/{device}/{name}" for device in ("cpu", "cuda") for name in REPORTED]
+    keys += [f"{quantity}/{name}" for quantity in ("train_seconds", "train_seconds_per_step") for name in REPORTED[:2]]
+    keys += [f"generation_ratio/cuda/{name}_over_qwen2.5-0.5b" for name in REPORTED[1:]]
+    return {key: {"why": why} for key in keys}
+
+
+def _training_needs(study: Study, model: str) -> Number:
+    """Scale the seconds per parameter of a step measured here to a model of the report."""
+    rates = [done["seconds_per_step"] / models.SHAPES[arm.model].parameters for arm, done in study.arms.items()]
+    parameters = models.SHAPES[model].parameters
+    seconds = arms.REPORT_STEPS * parameters * float(np.median(rates)) if rates else math.nan
+    gib = parameters * cost.weights_dtype(study.params).itemsize / 2**30
+    why = f"{model} does not come through a package index; with its weights (hub or LABKIT_MODELS) it can be trained"
+    return {"why": why, "gib": gib} | ({"seconds": seconds} if math.isfinite(seconds) else {})
+
+
+def _timing_needs(study: Study, name: str) -> Number:
+    """Scale the largest rung's time per byte to a shape that this profile leaves out."""
+    n_bytes = cost.rung_parameters(name) * cost.weights_dtype(study.params).itemsize
+    needs: Number = {"why": f"this profile's ladder ends below {name}", "gib": n_bytes / 2**30}
+    if study.rungs:
+        largest = max(study.rungs.values(), key=lambda rung: rung["bytes_per_token"])
+        per_byte = float(np.median(largest["seconds_per_token"])) / largest["bytes_per_token"]
+        tokens = study.params.new_tokens * (study.params.decode_repeats + 1)
+        needs["seconds"] = tokens * n_bytes * per_byte
+    return needs
+
+
+def _bitnet_needs() -> Number:
+    gib = models.SHAPES["bitnet-2b"].parameters * 2 / 2**30
+    return {
+        "why": "BitNet's weights come from the hub only, and its speed from bitnet.cpp, not from PyTorch",
+        "gib": gib,
+    }
+
+
+def _over_seeds(values: list[float], unit: str) -> Number:
+    """Return the mean over seeds, with Student's interval where there are at least two."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return _number(mean, unit)
+    width = scipy_stats.t.ppf(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return _number(mean, unit, [mean - width, mean + width], n_seeds=len(values))
+
+
+def _number(value: float, unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = "") -> Number:
+    ends = None if ci is None else [float(end) for end in ci]
+    return {"value": float(value), "ci": ends, "unit": unit, "n_seeds": n_seeds, "note": note}

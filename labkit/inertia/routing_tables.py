@@ -1,0 +1,77 @@
+"""Tables of the routing section: accuracies, policies with their intervals, the frontier, energy in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from labkit.device.energy import stated_watts
+from labkit.inertia import economics, routing
+from labkit.inertia.answer_table import answer_table
+from labkit.inertia.evaluate import wilson
+from labkit.inertia.routing import CannotRoute, Replay
+from labkit.inertia.study import Study
+
+CURVE_POLICY = routing.RandomShare().name
+"""The policy whose curve is the line to beat."""
+
+
+def accuracy_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Count right answers of each model, in all and by category, with Wilson's 95 % interval and mean seconds."""
+    whole = answers.assign(category="all")
+    rows = []
+    for (category, model), part in pd.concat([whole, answers]).groupby(["category", "model"], sort=False):
+        right, n = round(part["quality"].sum()), len(part)
+        low, high = wilson(right, n)
+        row = {"category": category, "model": model, "right": right, "of": n, "share": right / n}
+        rows.append(row | {"low": low, "high": high, "seconds per query": part["seconds"].mean()})
+    return pd.DataFrame(rows)
+
+
+def replays(answers: pd.DataFrame, *, bootstrap: int) -> tuple[list[Replay], list[str]]:
+    """Replay every policy that the matrix can feed.
+
+    Returns:
+        the replays, and a line with the reason for each policy that cannot be replayed.
+    """
+    table, found, refused = answer_table(answers), [], []
+    for policy in routing.ALL:
+        try:
+            found.append(routing.replay(table, policy, bootstrap=bootstrap))
+        except CannotRoute as error:
+            refused.append(f"{policy.name}: {error}")
+    return found, refused
+
+
+def policy_table(found: Sequence[Replay]) -> pd.DataFrame:
+    """Lay out quality, cost and gain over a random split for each policy."""
+    rows = []
+    for one in found:
+        row = {"policy": one.policy, "right": str(one.quality), f"{one.unit} per query": str(one.cost)}
+        row |= {"APGR": str(one.apgr or "undefined"), "APGR minus random": str(one.minus_random or "undefined")}
+        for share in routing.SHARES:
+            row[f"CPT {share} %"] = str(one.cpt[share] or "")
+        rows.append(row | {"quality minus random at equal cost": str(one.at_equal_cost or ""), "helps": one.helps})
+    return pd.DataFrame(rows)
+
+
+def frontier(found: Sequence[Replay]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what the frontier figure draws: the policies' operating points, and the line of random splits."""
+    rows = [
+        {"policy": one.policy, "quality": one.quality.estimate, "cost": one.cost.estimate}
+        | {"quality_low": one.quality.low, "quality_high": one.quality.high}
+        | {"cost_low": one.cost.low, "cost_high": one.cost.high}
+        for one in found
+        if one.policy != CURVE_POLICY
+    ]
+    line = next(one.curve for one in found if one.policy == CURVE_POLICY)
+    return pd.DataFrame(rows), line[["cost", "quality"]]
+
+
+def priced(answers: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Add to each row why it has no joules, and fill them in where somebody stated the watts (LABKIT_CPU_WATTS)."""
+    reasons = {model: answered["energy"]["reason"] for model, answered in study.answers.items()}
+    rows = answers.assign(energy_reason=answers["model"].map(reasons))
+    watts = stated_watts(study.params.device)
+    return rows if watts is None else economics.with_estimate(rows, watts, f"{watts:g} W stated by the user")

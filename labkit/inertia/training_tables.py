@@ -1,0 +1,179 @@
+"""Tables of the training arms: steps, held-out preference with intervals, sizes of the data set, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from labkit import paths
+from labkit.inertia import arms, published
+from labkit.inertia.dpo import DpoArm
+from labkit.inertia.results import loss_of
+from labkit.inertia.study import Study
+
+STEP_COLUMNS = ["arm", "model", "kind", "n_pairs", "seed", "learning_rate", "step", "loss", "margin", "accuracy"]
+STEP_COLUMNS += ["logp_chosen", "logp_rejected", "tokens", "seconds"]
+"""Columns of dpo_steps.csv, a row for each optimizer step of each arm."""
+FULL_PROFILE = "cpu-24gb"
+"""The profile that runs the report's whole schedule on a machine without a GPU."""
+_LAST = 5
+
+
+def kind_of(arm: DpoArm) -> str:
+    """Return what an arm is for: report, tuned, sweep, shuffled, template or a number of pairs."""
+    return arm.name.removeprefix(f"{arm.model} ").split(" s")[0]
+
+
+def steps_table(study: Study) -> pd.DataFrame:
+    """Lay out every optimizer step of every arm."""
+    rows = [_step_row(arm, row) for arm, done in study.arms.items() for row in done["curve"]]
+    return pd.DataFrame(rows, columns=STEP_COLUMNS)
+
+
+def _step_row(arm: DpoArm, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "arm": arm.name,
+        "model": arm.model,
+        "kind": kind_of(arm),
+        "n_pairs": arm.n_pairs,
+        "seed": arm.seed,
+        "learning_rate": row["learning_rate"],
+        "step": row["step"],
+        "loss": row["loss"],
+        "margin": row["rewards/margins"],
+        "accuracy": row["rewards/accuracies"],
+        "logp_chosen": row["logps/chosen"],
+        "logp_rejected": row["logps/rejected"],
+        "tokens": row["num_tokens"],
+        "seconds": row["seconds"],
+    }
+
+
+def full_schedule(hardware: str) -> tuple[pd.DataFrame, str]:
+    """Return the steps of the report's whole schedule as published for `FULL_PROFILE`, and a sentence on its origin.
+
+    Empty for that profile itself and where nothing is published.
+    """
+    file = paths.root() / "figures" / FULL_PROFILE / "size_inertia" / "dpo_steps.csv"
+    if hardware == FULL_PROFILE or not file.exists():
+        return pd.DataFrame(columns=STEP_COLUMNS), "No record of the whole schedule is used."
+    steps = pd.read_csv(file)
+    return steps[
+        steps["kind"] == "report"
+    ], f"The whole schedule is the record of profile {FULL_PROFILE} ({_short(file)})."
+
+
+def _short(file: Path) -> str:
+    return file.relative_to(paths.root()).as_posix()
+
+
+def loss_series(steps: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
+    """Pick the curves to draw: the report's arm, the tuned one, and the recorded whole schedule where there is one."""
+    parts = []
+    for (model, kind), part in steps[steps["kind"].isin(["report", "tuned"])].groupby(["model", "kind"], sort=False):
+        first = part[part["seed"] == part["seed"].min()]
+        label = "report's schedule" if kind == "report" else "tuned rate"
+        parts.append(first.assign(series=f"{model}, {label}"))
+    for model, part in full.groupby("model", sort=False):
+        parts.append(part.assign(series=f"{model}, report's schedule, {FULL_PROFILE}"))
+    return pd.concat(parts, ignore_index=True)[["series", "step", "loss", "margin"]]
+
+
+def published_series() -> pd.DataFrame:
+    """Return the report's own curves, a row every five steps, with the margin where the report states one."""
+    return published.loss_curves()
+
+
+def held_out_table(study: Study) -> pd.DataFrame:
+    """Count the held-out pairs that each arm prefers rightly, with Wilson's 95 % interval.
+
+    An arm prefers a pair rightly if its margin against the reference is above 0; the reference itself is judged by its
+    own log-probabilities, per token, since the margin of a model to itself is 0. Seeds of one kind are averaged over by
+    the first one only: intervals are over pairs.
+    """
+    rows, seen = [], set()
+    for arm, done in study.arms.items():
+        kind = kind_of(arm)
+        if kind.startswith("sweep") or arm.seed != study.params.seeds[0]:
+            continue
+        if arm.model not in seen:
+            seen.add(arm.model)
+            rows.append({"model": arm.model, "arm": "untrained"} | _counted(done["reference"]))
+        summary = done["held_out_summary"]
+        row = {"model": arm.model, "arm": _arm_label(kind, arm)} | _counted(summary)
+        rows.append(row | {"margin": summary["margin"], "training loss": float(loss_of(done)[-_LAST:].mean())})
+    return pd.DataFrame(rows)
+
+
+def _arm_label(kind: str, arm: DpoArm) -> str:
+    labels = {
+        "shuffled": "shuffled labels",
+        "template": "template negatives",
+        "tuned": f"tuned rate, {arm.n_pairs} pairs",
+    }
+    return labels.get(kind, f"report's schedule, {arm.steps} steps" if kind == "report" else f"tuned rate, {kind}")
+
+
+def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: summary[name] for name in ("correct", "n", "accuracy", "low", "high")}
+
+
+def size_table(study: Study) -> pd.DataFrame:
+    """Compare arms with fewer pairs at equal steps and rate: last training loss and held-out accuracy."""
+    rows = []
+    for arm, done in study.arms.items():
+        kind = kind_of(arm)
+        if arm.seed != study.params.seeds[0] or arm.model not in study.params.control_models:
+            continue
+        if kind == "tuned" or kind.endswith("pairs"):
+            row = {"model": arm.model, "n_pairs": arm.n_pairs} | _counted(done["held_out_summary"])
+            rows.append(row | {"final_loss": float(loss_of(done)[-_LAST:].mean())})
+    return pd.DataFrame(rows).sort_values(["model", "n_pairs"], ignore_index=True)
+
+
+def sweep_table(study: Study) -> pd.DataFrame:
+    """Lay out the rate sweep: loss on the pairs that were not trained on, with the chosen rate marked."""
+    rows = []
+    for arm, done in study.arms.items():
+        if kind_of(arm).startswith("sweep"):
+            chosen = study.best_rate.get(arm.model) == arm.learning_rate
+            inside = arms.is_interior(arm.learning_rate, study.params.learning_rates)
+            row = {"model": arm.model, "learning rate": arm.learning_rate, "steps": arm.steps}
+            row |= {"validation loss": done["validation"]["loss"], "validation pairs": done["validation"]["n"]}
+            rows.append(row | {"chosen": "" if not chosen else "chosen" if inside else "chosen, at the edge"})
+    return pd.DataFrame(rows)
+
+
+def speed_table(study: Study) -> pd.DataFrame:
+    """Lay out time and tokens of each model's arms: seconds per step and per thousand tokens."""
+    rows = []
+    for model in study.params.models:
+        done = [result for arm, result in study.arms.items() if arm.model == model]
+        if done:
+            tokens = sum(result["tokens"] for result in done)
+            seconds = sum(result["seconds"] for result in done)
+            row = {
+                "model": model,
+                "arms": len(done),
+                "s/step (median)": np.median([d["seconds_per_step"] for d in done]),
+            }
+            rows.append(row | {"s per 1000 tokens": 1e3 * seconds / tokens, "first loss": done[0]["first_loss"]})
+    return pd.DataFrame(rows)
+
+
+def conclusions(held: pd.DataFrame) -> list[str]:
+    """Say in a sentence for each arm what its interval allows."""
+    return [_sentence(row) for row in held.itertuples()]
+
+
+def _sentence(row: Any) -> str:
+    where = (
+        f"{row.model}, {row.arm}: {row.correct} of {row.n} ({row.accuracy:.0%}, 95 % [{row.low:.0%}, {row.high:.0%}])"
+    )
+    if row.low > 0.5:
+        return f"{where}: better than chance."
+    return f"{where}: worse than chance." if row.high < 0.5 else f"{where}: not told from chance."

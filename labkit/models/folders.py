@@ -1,0 +1,113 @@
+"""A model folder as save_pretrained writes it: what it holds, what is wrong with it, and the hash of its bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
+
+from labkit.files import MissingData
+from labkit.wheels import sha256_of
+
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class MissingWeights(MissingData):
+    """A model's weights are neither here nor to be fetched."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Which bytes a model was made from; part of every record."""
+
+    name: str
+    """Model name, or the folder's name."""
+    source: str
+    """Where they came from, for people."""
+    licence: str
+    """Terms of use."""
+    sha256: str
+    """SHA-256 of the one file; of several, that of their `sha256sum` listing, sorted by name."""
+    n_bytes: int
+    """Bytes of those files."""
+    format: str
+    """How they were stored: GGUF with its quantization, or safetensors."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+def check_folder(folder: Path, remedy: str) -> list[Path]:
+    """Return a folder's safetensors files; each must open, which holds its header against its length.
+
+    Raises:
+        MissingWeights: it lacks the configuration, the tokenizer or a file of weights.
+        ValueError: a file of weights is damaged. Both name the file and end with `remedy`.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    names = {path.name for path in folder.iterdir()}
+    lacking = [] if "config.json" in names else ["config.json"]
+    lacking += [] if names.intersection(_TOKENIZERS) else ["tokenizer.json"]
+    lacking += sorted(_shards(folder) - names) or ([] if files else ["*.safetensors"])
+    if lacking:
+        raise MissingWeights(f"{folder} holds no {', '.join(lacking)}; {remedy}")
+    for path in files:
+        _tensor_sizes(path, remedy)
+    return files
+
+
+def _shards(folder: Path) -> set[str]:
+    index = folder / _INDEX
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+
+
+def _tensor_sizes(path: Path, remedy: str = "fetch it again") -> list[int]:
+    try:
+        with safe_open(path, "pt") as file:
+            return [torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def count_values(files: list[Path]) -> int:
+    """Count the numbers in safetensors files, from their headers alone."""
+    return sum(sum(_tensor_sizes(path)) for path in files)
+
+
+def hashes(files: list[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name; large files are read side by side."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((path.name for path in files), pool.map(sha256_of, files), strict=True))
+
+
+def combined_hash(digests: dict[str, str]) -> str:
+    """Return one hash for a set of files: that of the only one, or of `sha256sum *` over several."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Leave transformers' progress bars and hints out of a notebook; errors still come through."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

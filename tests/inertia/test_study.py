@@ -1,0 +1,147 @@
+"""The whole run of report 000 on tiny models: every piece has a result, a rerun computes nothing, a killed run resumes.
+
+References: an uninterrupted run, compared number by number, and the files of the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from labkit import models, params, paths
+from labkit.inertia import arms, preferences, results, study, training_tables
+from labkit.inertia.study import Study, run_study
+from labkit.schema import SizeInertia
+
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+TINY |= {"num_key_value_heads": 1, "vocab_size": 400}
+SCOPE = {"ladder": ["qwen2-16m"], "quantized": ["qwen2-16m"], "new_tokens": 3, "prompt_tokens": 4, "answer_tokens": 3}
+SCOPE |= {
+    "weights_dtype": "float32",
+    "report_steps": 2,
+    "tuned_steps": 3,
+    "sweep_steps": 2,
+    "learning_rates": [1e-3, 1e-2],
+}
+SCOPE |= {"held_out_pairs": 6, "questions": 9, "dataset_sizes": [16, 115], "bootstrap": 200, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models under the names of the offline pair, which a folder of the user's own replaces."""
+    own = Tokenizer(BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [text for pair in preferences.load("train") for text in (pair.prompt, pair.chosen)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    own.train_from_iterator(texts, BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet))
+    target = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(models.OFFLINE_PAIR):
+        end = own.token_to_id("<end>")
+        model = models.build("qwen2.5-0.5b", seed=seed, **TINY, eos_token_id=end)
+        model.save_pretrained(target / name)
+        PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<end>").save_pretrained(target / name)
+    return target
+
+
+@pytest.fixture
+def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SizeInertia:
+    monkeypatch.setenv("LABKIT_MODELS", str(folder))
+    return params.resolve("size_inertia", "ci", SCOPE)
+
+
+def numbers(done: Study) -> str:
+    """Every loss and margin of every arm, as text."""
+    kept = {arm.name: [done.arms[arm]["curve"], done.arms[arm]["held_out"]] for arm in done.arms}
+    for curve, _ in kept.values():
+        for row in curve:
+            row.pop("seconds")
+    return json.dumps(kept, sort_keys=True)
+
+
+def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInertia) -> None:
+    first = run_study(small)
+    assert first.failures == {}
+    assert first.cached == 0
+    assert set(first.rungs) == {"qwen2-16m"}
+    assert set(first.answers) == set(first.loads) == set(models.OFFLINE_PAIR)
+    names = {arm.name.removeprefix("smollm2-135m ") for arm in first.arms if arm.model == "smollm2-135m"}
+    assert names == {"report s0", "sweep 0.001", "sweep 0.01", "tuned s0", "shuffled", "template", "16 pairs"}
+    cells = {path: path.stat().st_mtime_ns for path in (paths.runs("ci", "size_inertia") / "cells").iterdir()}
+    again = run_study(small)
+    assert again.cached == len(cells) == len(first.arms) + 1 + 3 + 2 + 2
+    assert numbers(again) == numbers(first)
+    assert {path: path.stat().st_mtime_ns for path in cells} == cells
+    held = training_tables.held_out_table(first)
+    assert set(held["n"]) == {6}
+    assert (held["low"] < held["accuracy"] + 1e-12).all()
+    found = results.results(first)
+    assert found["dpo/optimizer_steps"]["value"] == 75
+    assert "loss/phi-2/step_75" in results.out_of_reach(first)
+
+
+def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
+    small: SizeInertia, output_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = {**SCOPE, "report_steps": 30, "control_models": ["smollm2-135m"]}
+    code = (
+        "from labkit import params; from labkit.inertia.study import run_study; "
+        f"run_study(params.resolve('size_inertia', 'ci', {longer!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LABKIT_OUTPUT": str(output_folder)})
+    work = output_folder / "runs" / "ci" / "size_inertia" / "arms"
+    deadline = time.monotonic() + 240
+    while not list(work.glob("*/checkpoint-1*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "killed in the middle of an arm"
+    wanted = params.resolve("size_inertia", "ci", longer)
+    resumed = run_study(wanted)
+    assert resumed.cached > 0
+    assert any(done["resumed_from_step"] > 0 for done in resumed.arms.values())
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
+    assert numbers(run_study(wanted)) == numbers(resumed)
+
+
+def test_a_model_larger_than_memory_stops_the_run_with_its_numbers(
+    small: SizeInertia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.shapes.machine, "available_memory_bytes", lambda: 2**20)
+    with pytest.raises(models.TooLarge, match=r"needs .* MiB"):
+        run_study(small)
+
+
+def test_the_rate_is_chosen_by_the_pairs_that_were_not_trained_on() -> None:
+    assert arms.best_rate({1e-4: 0.6, 1e-3: 0.4, 1e-2: 0.9}) == 1e-3
+    assert arms.best_rate({}) is None
+    assert arms.is_interior(1e-3, [1e-4, 1e-3, 1e-2])
+    assert not arms.is_interior(1e-2, [1e-4, 1e-3, 1e-2])
+    cfg = params.resolve("size_inertia", "cpu")
+    for arm in arms.sweep_arms(cfg, cfg.models[0]):
+        assert (arm.n_pairs, arm.validate_on_rest) == (92, True)
+
+
+def test_the_reports_arm_keeps_its_schedule_when_it_is_cut_short() -> None:
+    cfg = params.resolve("size_inertia", "cpu")
+    arm = arms.report_arm(cfg, cfg.models[0], 0)
+    assert (arm.schedule_steps, arm.warmup_steps, arm.learning_rate) == (75, 50, 5e-5)
+    assert arm.steps == cfg.report_steps < 75
+    assert dataclasses.replace(arm, steps=75).planned_steps == 75
+
+
+def test_every_piece_of_a_profile_is_described_before_it_runs() -> None:
+    cfg = params.resolve("size_inertia", "cpu")
+    assert [spec.name for spec in study.rungs(cfg)] == cfg.ladder
+    assert {spec.weights for spec in study.quantized_rungs(cfg)} == {"bfloat16", "int8", "int4"}
+    assert [spec.n_questions for spec in study.question_specs(cfg)] == [cfg.questions] * 2
