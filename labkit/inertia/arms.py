@@ -33,12 +33,11 @@ def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
 def sweep_arms(params: SizeInertia, model: str) -> list[DpoArm]:
     """Return one arm for each rate, on four fifths of the pairs; each completes its own schedule."""
     seed = params.seeds[0]
-    base = _completed(params, model, seed, params.sweep_steps)
+    # The held-out pairs have no say in the choice of a rate, so all but one of them are left unscored here.
+    shared = {"n_pairs": SWEEP_PAIRS, "validate_on_rest": True, "eval_pairs": 1}
+    base = dataclasses.replace(_completed(params, model, seed, params.sweep_steps), **shared)
     return [
-        dataclasses.replace(
-            base, name=f"{model} sweep {rate:g}", n_pairs=SWEEP_PAIRS, learning_rate=rate, validate_on_rest=True
-        )
-        for rate in params.learning_rates
+        dataclasses.replace(base, name=f"{model} sweep {rate:g}", learning_rate=rate) for rate in params.learning_rates
     ]
 
 

@@ -29,9 +29,10 @@ SHOTS = (
 """Worked examples before every question; none of them is among the questions."""
 COLUMNS = (
     *("model", "query", "category", "prompt", "answer", "quality", "seconds", "joules", "energy_state"),
-    *("tokens_in", "tokens_out"),
+    *("tokens_in", "tokens_out", "confidence"),
 )
-"""Columns of the matrix. Seconds and joules are those of one `generate` call; quality is a grade, 0 or 1."""
+"""Columns of the matrix. Seconds and joules are those of one `generate` call; quality is a grade, 0 or 1; confidence is
+the mean log-probability of the decoded tokens, in nats."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -82,6 +83,8 @@ class Answer:
     """Tokens of the prompt."""
     tokens_out: int
     """Tokens decoded, the one that ended the answer included."""
+    confidence: float
+    """Mean log-probability of those tokens, in nats."""
 
 
 def answer_questions(spec: MatrixSpec, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
@@ -210,9 +213,11 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str,
     options |= {"stopping_criteria": StoppingCriteriaList([_LineBreak(tokenizer)] if completes else [])}
     with device.energy_meter(model.device.type) as meter:
         start = time.perf_counter()
+        out = model.generate(ids, **options, return_dict_in_generate=True, output_logits=True)
         # The copy to a list waits for the device.
-        made = model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+        made = out.sequences[0, ids.shape[1] :].tolist()
         seconds = time.perf_counter() - start
+    chosen = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
     text = tokenizer.decode(made, skip_special_tokens=True)
     return Answer(
         text=text.partition("\n")[0].strip() if completes else text.strip(),
@@ -220,6 +225,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str,
         energy=meter.energy,
         tokens_in=ids.shape[1],
         tokens_out=len(made),
+        confidence=float(chosen.float().mean()),
     )
 
 
@@ -245,6 +251,7 @@ def _row(model: str, question: Question, answer: Answer) -> dict[str, Any]:
         "energy_state": answer.energy.state,
         "tokens_in": answer.tokens_in,
         "tokens_out": answer.tokens_out,
+        "confidence": answer.confidence,
     }
 
 

@@ -15,19 +15,19 @@ _SCALE = "hundred|thousand"
 _SMALL = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_UNITS[1:10])}))?|(?:{'|'.join(_UNITS)}))\b"
 _WORDS = re.compile(rf"\b{_SMALL}(?:\s+(?:{_SCALE})\b(?:(?:\s+and)?\s+{_SMALL})?)*")
 # A digit after a letter or point belongs to what stands there; a minus after a letter or digit is a dash or subtracts.
-_DIGITS = re.compile(r"(?<![\w.])(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))")
+_DIGITS = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))")
 
 
-def numbers(text: str, *, words: bool) -> list[tuple[int, float]]:
-    """Return position and value of each number in a lower-case text, in its order.
+def numbers(text: str, *, words: bool) -> list[tuple[int, int, float]]:
+    """Return start, end and value of each number in a lower-case text, in its order.
 
     Args:
         text: such as "12 + 7 = 19." or, with `words`, "forty-two".
         words: whether numbers in words count too, up to the thousands.
     """
-    found = [(m.start(), float(m[0].replace(",", ""))) for m in _DIGITS.finditer(text)]
+    found = [(*m.span(), float(m[0].replace(",", ""))) for m in _DIGITS.finditer(text)]
     if words:
-        found += [(m.start(), float(_value(m[0]))) for m in _WORDS.finditer(text)]
+        found += [(*m.span(), float(_value(m[0]))) for m in _WORDS.finditer(text)]
     return sorted(found)
 
 

@@ -29,9 +29,9 @@ CHANCE = {"exact": 0.0, "number": 0.0, "choice": 0.25, "yes-no": 0.5, "regex": 0
 
 _LETTERS = "ABCD"
 _NEGATION = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|without|except|rather than|instead of|other than)|n't)\b"
-    r"(?:\W+\w+){0,3}\W*$"
+    r"(?:\b(?:not|never|neither|nor|cannot|without|except|than|instead of)|n't)\b(?:\W+\w+){0,3}\W*$"
 )
+_DENIAL = re.compile(r"\W*\b(?:is|was|are|were|does|did|do|has|can)(?: not\b|n't\b)|\W*\bcannot\b")
 _CLAUSE = re.compile(r"[,;:.!?](?=\s|$)|\bbut\b")
 
 
@@ -105,24 +105,26 @@ def normalise(text: str) -> str:
 
 
 def mentions(text: str, term: str) -> list[int]:
-    """Return where a normalised text names a term as whole words without denying it in the words just before.
+    """Return where a normalised text names a term as whole words without denying it.
 
-    A term in digits is compared as a number: 15 is in "15." and not in "150", "15.5" or "1,015".
+    Denied is what stands up to three words after "not", "than" and the like in one clause, or right before "is not". A
+    term in digits is compared as a number: 15 is in "15." and not in "150", "15.5" or "1,015".
     """
     if re.fullmatch(r"\d+(?:\.\d+)?", term):
-        places = [start for start, value in _written(text) if value == float(term)]
+        places = [span for *span, value in numbers(text, words=_in_words(text)) if value == float(term)]
     else:
-        places = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(normalise(term))}(?!\w)", text)]
-    return [start for start in places if not _denied(text[:start])]
+        places = [found.span() for found in re.finditer(rf"(?<!\w){re.escape(normalise(term))}(?!\w)", text)]
+    return [start for start, end in places if not _denied(text, start, end)]
 
 
-def _written(text: str) -> list[tuple[int, float]]:
-    """Return position and value of the numbers of an answer: words count only where there are no digits."""
-    return numbers(text, words=not any(map(str.isdigit, text)))
+def _in_words(text: str) -> bool:
+    """Say whether numbers in words count as an answer: only where there are no digits."""
+    return not any(map(str.isdigit, text))
 
 
-def _denied(before: str) -> bool:
-    return _NEGATION.search(_CLAUSE.split(before)[-1]) is not None
+def _denied(text: str, start: int, end: int) -> bool:
+    before, after = _CLAUSE.split(text[:start])[-1], text[end:]
+    return bool(_NEGATION.search(before) or _DENIAL.match(after))
 
 
 def _exact(question: Question, text: str) -> bool:
@@ -136,12 +138,12 @@ def _any(text: str, terms: Iterable[str]) -> bool:
 
 
 def _number(question: Question, text: str) -> bool:
-    stated = {value for _, value in numbers(normalise(question.prompt), words=True)}
+    stated = {value for *_, value in numbers(normalise(question.prompt), words=True)}
     text = normalise(text)
     tails = [text.rpartition(mark)[2] for mark in ("answer", "=") if mark in text]
     for part in (*tails, text):
-        for start, value in _written(part):
-            if value not in stated and not _denied(part[:start]):
+        for start, end, value in numbers(part, words=_in_words(text)):
+            if value not in stated and not _denied(part, start, end):
                 return abs(value - question.answer) < 1e-9
     return False
 
@@ -149,7 +151,8 @@ def _number(question: Question, text: str) -> bool:
 def _choice(question: Question, text: str) -> bool:
     # "A" alone at a word's place may be the article: it is a letter only beside a mark, or as the whole answer.
     marked = re.finditer(r"(?<![\w'])(?:\(([A-D])\)|([A-D])(?=[).:,]|$)|([B-D])(?=\s))", text)
-    letters = {"".join(filter(None, m.groups())) for m in marked if not _denied(normalise(text[: m.start()]))}
+    lower = text.casefold()
+    letters = {"".join(filter(None, m.groups())) for m in marked if not _denied(lower, *m.span())}
     if not letters:
         folded = normalise(text)
         letters = {
@@ -236,7 +239,7 @@ def _checked(question: Question) -> Question:
     """Refuse what a grader could not grade, or would grade wrongly."""
     answer, grader = question.answer, question.grader
     if grader == "number":
-        if answer in {value for _, value in numbers(normalise(question.prompt), words=True)}:
+        if answer in {value for *_, value in numbers(normalise(question.prompt), words=True)}:
             raise ValueError(f"field 'answer' is {answer:g}, a number the prompt states; an echo would pass")
         return question
     allowed = {"choice": tuple(_LETTERS), "yes-no": ("yes", "no")}.get(grader, answer)

@@ -18,7 +18,7 @@ Drawing = tuple[Figure, pd.DataFrame]
 
 LN2 = float(np.log(2.0))
 _GREY = "#777777"
-_LEAST_LOSS = 1e-5
+_ROUNDED_TO_ZERO = 5e-5
 
 
 def coverage_panel(coverage: pd.DataFrame) -> Drawing:
@@ -49,7 +49,8 @@ def loss_curves(steps: pd.DataFrame, published: pd.DataFrame) -> Drawing:
     """Plot training loss against step, and against the reward margin beside the saturation line.
 
     For one pair the loss is -log sigmoid(margin), so a batch whose pairs share one margin lies on that line; spread
-    of the margins within a batch lifts it above (Jensen). Losses below 1e-5 are drawn there.
+    of the margins within a batch lifts it above (Jensen). A loss printed as 0.0000 is drawn at 0.00005, the largest that
+    rounds to it.
 
     Args:
         steps: one row per optimizer step with series, step, loss, margin.
@@ -58,7 +59,7 @@ def loss_curves(steps: pd.DataFrame, published: pd.DataFrame) -> Drawing:
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.0, 4.4))
     looks = style([*dict.fromkeys(steps["series"]), *dict.fromkeys(published["series"])])
     rows = pd.concat([steps.assign(source="measured here"), published.assign(source="report")], ignore_index=True)
-    rows["loss"] = rows["loss"].clip(lower=_LEAST_LOSS)
+    rows["loss"] = rows["loss"].replace(0.0, _ROUNDED_TO_ZERO)
     for name, part in rows.groupby("series", sort=False):
         look = looks[name] | {"markersize": 4}
         left.plot(part["step"], part["loss"], label=name, **look)

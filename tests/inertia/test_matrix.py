@@ -99,6 +99,16 @@ def test_an_answer_is_the_greedy_continuation_of_the_protocols_prompt(tmp_path: 
     assert (answer.tokens_in, answer.tokens_out) == (ids.shape[1], 6)
 
 
+def test_confidence_is_the_mean_log_probability_of_the_decoded_tokens(tmp_path: Path) -> None:
+    it = loaded(folder(tmp_path / "m"))
+    ids = encode(it.tokenizer, PROMPT)
+    whole = torch.cat([ids, torch.tensor([greedy(it.model, ids, 6)])], 1)
+    with torch.no_grad():
+        log_probs = it.model(input_ids=whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    expected = log_probs.gather(1, whole[0, ids.shape[1] :, None]).mean().item()
+    assert ask(it.model, it.tokenizer, PROMPT, 6).confidence == pytest.approx(expected, rel=1e-4)
+
+
 def first_new(tokens: list[int]) -> int:
     """Return an index after the first whose token did not come before it."""
     return next(i for i in range(1, len(tokens)) if tokens[i] not in tokens[:i])

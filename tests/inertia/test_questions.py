@@ -53,7 +53,17 @@ PASSES = [
         for t in ("Paris", "paris.", "The capital of France is Paris.", "It is not Lyon, it is Paris", "PARÍS")
     ),
     *((PARIS, t) for t in ("not London but Paris", "It's **Paris**!", "Paris's the capital")),
-    *((BIKE, t) for t in ("red", "The bicycle is red.", "It is red, not blue.", "Not the blue one: red")),
+    *(
+        (BIKE, t)
+        for t in (
+            "red",
+            "The bicycle is red.",
+            "It is red, not blue.",
+            "It is more red than blue",
+            "Blue is not it: red",
+            "Not the blue one: red",
+        )
+    ),
     *((GATE, t) for t in ("15", "Gate 15.", "fifteen", "15, of course")),
     *(
         (SUM, t)
@@ -80,7 +90,18 @@ FAILS = [
     *((PARIS, t) for t in ("The capital is not the city of Paris", "anything other than Paris", "Compari s")),
     *(
         (BIKE, t)
-        for t in ("", "blue", "red and blue", "not red", "a red bicycle and a blue hat", "redder", BIKE.prompt)
+        for t in (
+            "",
+            "blue",
+            "red and blue",
+            "not red",
+            "Red is not it",
+            "Red isn't it",
+            "more blue than red",
+            "a red bicycle and a blue hat",
+            "redder",
+            BIKE.prompt,
+        )
     ),
     *((GATE, t) for t in ("50", "150", "15.5", "1,015", "115", "15 or 50", "0.15", "not 15")),
     *(
@@ -133,7 +154,7 @@ def test_an_integer_is_read_back_from_any_notation_and_no_other_one(value: int, 
 
 @pytest.mark.parametrize("value", [0, 7, 13, 20, 42, 99, 100, 105, 110, 999, 1000, 1900, 2345, 12345])
 def test_numbers_in_words_are_read_as_written_by_a_speller_of_the_test(value: int) -> None:
-    assert [found for _, found in numbers(f"that makes {spelled(value)}, at least", words=True)] == [value]
+    assert [found for *_, found in numbers(f"that makes {spelled(value)}, at least", words=True)] == [value]
 
 
 def spelled(value: int) -> str:

@@ -96,6 +96,8 @@ def test_the_oracle_pays_for_the_larger_model_only_where_it_gains() -> None:
     assert (found.cost.estimate, found.quality.estimate) == pytest.approx((2.0, 0.75))
     assert found.apgr.estimate == pytest.approx(0.75)
     assert found.minus_random.estimate == pytest.approx(0.25)
+    # A random split of 2 s per query answers one half.
+    assert found.at_equal_cost.estimate == pytest.approx(0.25)
     assert (found.helps, found.realisable) == (True, False)
 
 
@@ -125,6 +127,8 @@ def test_cost_of_a_share_is_taken_where_a_falling_curve_first_reaches_it() -> No
     assert found.curve["quality"].tolist() == pytest.approx([0.25, 0.5, 0.25, 0.5, 0.75])
     assert found.cpt[50].estimate == pytest.approx(1.5)
     assert found.cpt[80].estimate == pytest.approx(2.5 + 0.5 * (0.65 - 0.5) / 0.25)
+    # The last two together: 0.25, 0.5, 0.25, 0.75 at 1, 1.5, 2, 3 s; the hull stays at 0.5 up to 2 s.
+    assert quick(rows, Scored((4, 3, 2, 2))).cpt[80].estimate == pytest.approx(2 + (0.65 - 0.5) / 0.25)
 
 
 def test_a_cascade_pays_for_both_models_where_it_escalates() -> None:
@@ -218,6 +222,8 @@ def test_three_models_make_a_portfolio() -> None:
     rows = pd.concat([matrix(), middle])
     best, oracle = quick(rows, BestSingle()), quick(rows, Oracle())
     assert (best.cost.estimate, best.quality.estimate) == pytest.approx((2.0, 1.0))
+    # (1, 0.25) (2, 1), and nobody moves on to the largest model from there: mean (0.625 + 1) / 2 = 0.8125.
+    assert best.apgr.estimate == pytest.approx((0.8125 - 0.25) / 0.5)
     # One of four queries is answered by the small model as well, the others best by the middle one.
     assert (oracle.cost.estimate, oracle.quality.estimate) == pytest.approx((0.25 * 1 + 0.75 * 2, 1.0))
     assert quick(rows, RandomShare()).curve["quality"].tolist() == pytest.approx(np.linspace(0.25, 0.75, 11))
