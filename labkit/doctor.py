@@ -35,7 +35,7 @@ def doctor(resolved: Params, cost: Cost | None) -> list[Check]:
     if hasattr(resolved, "corpus") and all(check.ok for check in checks):
         checks.append(_corpus(resolved.corpus))
     if hasattr(resolved, "models") and all(check.ok for check in checks):
-        checks += [_weights(name) for name in resolved.models]
+        checks += [_adapters(resolved), *map(_weights, resolved.models)]
     return checks
 
 
@@ -77,6 +77,16 @@ def _corpus(name: str) -> Check:
     except corpora.MissingData as error:
         return Check("corpus", False, str(error))
     return Check("corpus", True, f"{corpus.protocol}, {corpus.n_bytes('train'):,} training bytes")
+
+
+def _adapters(resolved: Params) -> Check:
+    from labkit.inertia import arms
+
+    try:
+        reached = {name: arms.coverage(resolved, name).trainable for name in resolved.models}
+    except ValueError as error:
+        return Check("adapters", False, str(error))
+    return Check("adapters", True, ", ".join(f"{name} {n:,} parameters" for name, n in reached.items()))
 
 
 def _weights(name: str) -> Check:

@@ -95,8 +95,8 @@ def _check_complete(rows: pd.DataFrame) -> None:
 
 
 def _wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Spread a column over models: [n, m] floats, queries sorted by id."""
-    return rows.pivot(index="query", columns="model", values=column).astype(float).sort_index()
+    """Spread a column over models: [n, m] floats; pivot sorts the queries by id."""
+    return rows.pivot(index="query", columns="model", values=column).astype(float)
 
 
 def features(prompts: Sequence[str]) -> Array:

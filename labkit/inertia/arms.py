@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from peft import LoraConfig
+
+from labkit import models
 from labkit.inertia.dpo import DpoArm
 from labkit.schema import SizeInertia
 
@@ -15,6 +19,9 @@ N_PAIRS = 115
 """Training pairs of the report, and of the set shipped here."""
 SWEEP_PAIRS = 92
 """Pairs that the arms of a rate sweep see, four fifths; the other 23 choose between the rates."""
+
+ALLOWED_UNMATCHED = {"phi-2": ("o_proj",)}
+"""Targets of the report's list that a model of the report does not have: it trained Phi-2 without them."""
 
 
 def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
@@ -58,6 +65,19 @@ def tuned_arms(params: SizeInertia, model: str, rate: float) -> list[DpoArm]:
     return arms
 
 
+def coverage(params: SizeInertia, model: str) -> models.Coverage:
+    """Return what the targets reach in a model.
+
+    Raises:
+        ValueError: a target matches nothing in it, and is not one of `ALLOWED_UNMATCHED`.
+    """
+    config = LoraConfig(r=params.lora_rank, target_modules=list(params.lora_targets))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        shape = models.build(model, device="meta")
+        return models.lora_coverage(shape, config, allow_unmatched=ALLOWED_UNMATCHED.get(model, ()))
+
+
 def best_rate(validation_losses: Mapping[float, float]) -> float | None:
     """Return the rate with the lowest loss on the pairs that were not trained on; None if no arm of the sweep ended."""
     return min(validation_losses, key=validation_losses.__getitem__, default=None)
@@ -91,6 +111,7 @@ def _common(params: SizeInertia, model: str, seed: int) -> dict[str, Any]:
         "lora_alpha": params.lora_alpha,
         "lora_dropout": params.lora_dropout,
         "targets": tuple(params.lora_targets),
+        "allow_unmatched": ALLOWED_UNMATCHED.get(model, ()),
         "dtype": params.weights_dtype,
         "threads": params.workers * params.threads,
         "device": params.device,

@@ -67,7 +67,9 @@ class DpoArm:
     lora_dropout: float = 0.05
     """Dropout asked of PEFT; trl switches all dropout off (`disable_dropout`), so it has no effect there or here."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Names of the linear maps that get an adapter; one that matches nothing is reported in `coverage`."""
+    """Names of the linear maps that get an adapter."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Targets that may match nothing in this model; any other one that does is an error."""
     max_length: int = 512
     """Most tokens of a prompt with one completion; what is beyond is cut."""
     dtype: Literal["bfloat16", "float32"] = "float32"
@@ -97,7 +99,8 @@ class DpoArm:
         if self.variant not in ("original", "template", "shuffled") or self.dtype not in START_TOLERANCE:
             raise ValueError(f"arm {self.name}: no variant {self.variant!r} or no dtype {self.dtype!r}")
         # JSON has no tuples; an arm read back from a record equals the one that was written.
-        object.__setattr__(self, "targets", tuple(self.targets))
+        for name in ("targets", "allow_unmatched"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def planned_steps(self) -> int:
@@ -191,7 +194,7 @@ def train_arm(
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; the message names the step.
-        ValueError: the first loss is not ln 2, or a pair does not fit into max_length.
+        ValueError: the first loss is not ln 2, a pair does not fit into max_length, or a target matches nothing.
         MissingWeights, MissingDevice: the model or the device is not here.
     """
     started = time.perf_counter()

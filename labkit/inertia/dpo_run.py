@@ -45,7 +45,7 @@ class Run:
         self._weights = loaded.weights
         self._format = "chat template" if loaded.tokenizer.chat_template else "raw prompt"
         with quiet():
-            self._coverage = models.lora_coverage(loaded.model, lora_config(arm), allow_unmatched=arm.targets)
+            self._coverage = models.lora_coverage(loaded.model, lora_config(arm), allow_unmatched=arm.allow_unmatched)
             self._trainer = make_trainer(arm, loaded, split, folder, identity=self._identity(), on_step=self._tell)
         self._rows = {name: list(rows) for name, rows in self._trainer.eval_dataset.items()}
         self._rows["train"] = list(self._trainer.train_dataset)

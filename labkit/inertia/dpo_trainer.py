@@ -110,18 +110,22 @@ class PreferenceTrainer(DPOTrainer):
 
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint to continue from, and delete what is partial or belongs to something else."""
-        folder = Path(self.args.output_dir)
-        for leftover in folder.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(leftover)
-        found = sorted(folder.glob(f"{_PREFIX}*"), key=lambda path: int(path.name.removeprefix(_PREFIX)))
-        if found and json.loads((found[-1] / "resume.json").read_text())["identity"] == self._identity:
-            return found[-1]
-        self.remove_checkpoints()
-        return None
+        found = sorted(self._saved(_PREFIX), key=lambda path: int(path.name.removeprefix(_PREFIX)))
+        usable = found and json.loads((found[-1] / "resume.json").read_text())["identity"] == self._identity
+        # Every process has looked before the first one deletes.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            for path in self._saved(_PARTIAL):
+                shutil.rmtree(path)
+            self.remove_checkpoints(keep=found[-1] if usable else None)
+        return found[-1] if usable else None
+
+    def _saved(self, prefix: str) -> list[Path]:
+        return list(Path(self.args.output_dir).glob(f"{prefix}*"))
 
     def remove_checkpoints(self, keep: Path | None = None) -> None:
         """Delete all checkpoints but one."""
-        for path in Path(self.args.output_dir).glob(f"{_PREFIX}*"):
+        for path in self._saved(_PREFIX):
             if path != keep:
                 shutil.rmtree(path)
 

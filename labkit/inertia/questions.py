@@ -51,7 +51,7 @@ class Question:
     """Accepted strings (exact), all that must appear (set; `a|b` for either), a letter, yes or no, a pattern; or the
     number."""
     options: tuple[str, ...] = ()
-    """Exact: alternatives that the question offers, of which an answer may name only one. Choice: the four texts."""
+    """Exact and set: alternatives, of which an answer may name none but the accepted ones. Choice: the four texts."""
     ordered: bool = False
     """Set: the items must appear in this order."""
     example: str = ""
@@ -93,7 +93,7 @@ def grade(question: Question, text: str) -> float:
     choice: the one letter named, or where there is none, the one option named.
     yes-no: the first yes or no.
     regex: the whole text matches, quotation marks around it and a full stop at its end aside.
-    set: all items appear, in their order where the question asks for one.
+    set: all items appear, in their order where the question asks for one, and no other of the question's options.
     """
     return float(_GRADERS[question.grader](question, text.strip()))
 
@@ -173,8 +173,9 @@ def _regex(question: Question, text: str) -> bool:
 
 def _set(question: Question, text: str) -> bool:
     text = normalise(text)
-    places = [sorted(p for term in item.split("|") for p in mentions(text, term)) for item in question.answer]
-    if not all(places):
+    items = [item.split("|") for item in question.answer]
+    places = [sorted(place for term in item for place in mentions(text, term)) for item in items]
+    if not all(places) or _any(text, set(question.options).difference(*items)):
         return False
     first = [found[0] for found in places]
     return not question.ordered or first == sorted(first)

@@ -39,7 +39,7 @@ def property_results(params: SizeInertia) -> dict[str, Number]:
         out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = _number(models.SHAPES[name].parameters / small, "")
     percent = {}
     for name in REPORTED[:2]:
-        coverage = report_coverage(params, name)
+        coverage = arms.coverage(params, name)
         percent[name] = coverage.percent
         out[f"lora_trainable/{name}"] = _number(coverage.trainable, "parameters")
         out[f"lora_percent/{name}"] = _number(coverage.percent, "percent")
@@ -47,12 +47,6 @@ def property_results(params: SizeInertia) -> dict[str, Number]:
     out["lora_percent_ratio/phi-2_over_qwen2.5-0.5b"] = _number(ratio, "")
     steps = optimizer_steps(arms.N_PAIRS, micro_batch=2, accumulation=4, epochs=5)
     return out | {"dpo/optimizer_steps": _number(steps, "steps")}
-
-
-def report_coverage(params: SizeInertia, name: str) -> models.Coverage:
-    """Return what the report's adapter configuration reaches in a model; in Phi-2 it misses `o_proj`, silently."""
-    config = LoraConfig(r=params.lora_rank, target_modules=list(params.lora_targets))
-    return models.lora_coverage(models.build(name, device="meta"), config, allow_unmatched=params.lora_targets)
 
 
 def coverage_table(params: SizeInertia) -> pd.DataFrame:

@@ -7,6 +7,7 @@ since its last checkpoint). Pieces run one after the other: each may use all thr
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from labkit import device, paths
+from labkit import device, models, paths
 from labkit.inertia import arms, cost, dpo, ladder, loading, matrix, quantize
 from labkit.inertia.dpo import DpoArm
 from labkit.inertia.loading import LoadSpec
@@ -54,7 +55,8 @@ def run_study(params: SizeInertia) -> Study:
     """Run or load every piece.
 
     Returns:
-        results and failures; a piece that failed is listed in `failures`, never dropped.
+        results and failures; a piece that failed (a shape larger than the memory that is left is one) is listed in
+        `failures`, never dropped.
 
     Raises:
         MissingData: a model's weights are not here and cannot be fetched.
@@ -132,11 +134,19 @@ class _Runner:
         try:
             self._store.save(cell_key(inputs), inputs, work(spec))
             results[key] = self._store.load(cell_key(inputs))
-        except (RuntimeError, MemoryError, FloatingPointError) as error:
+        except (RuntimeError, MemoryError, FloatingPointError, models.TooLarge) as error:
             self._study.failures[label] = f"{type(error).__name__}: {error}"
         finally:
-            gc.collect()
+            _release_memory()
         self._progress.advance(1, label)
+
+
+def _release_memory() -> None:
+    """Hand freed memory back: kernels of `labkit run` tell glibc to keep it, and a large shape needs the pages."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def rungs(params: SizeInertia) -> list[ladder.Rung]:

@@ -49,8 +49,8 @@ def loss_curves(steps: pd.DataFrame, published: pd.DataFrame) -> Drawing:
     """Plot training loss against step, and against the reward margin beside the saturation line.
 
     For one pair the loss is -log sigmoid(margin), so a batch whose pairs share one margin lies on that line; spread
-    of the margins within a batch lifts it above (Jensen). A loss printed as 0.0000 is drawn at 0.00005, the largest that
-    rounds to it.
+    of the margins within a batch lifts it above (Jensen). A loss printed as 0.0000 is drawn at 0.00005, the
+    largest that rounds to it.
 
     Args:
         steps: one row per optimizer step with series, step, loss, margin.

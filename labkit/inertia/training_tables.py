@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import vstack
 
 from labkit import paths
-from labkit.inertia import arms, published
+from labkit.inertia import arms, evaluate, preferences, published
 from labkit.inertia.dpo import DpoArm
+from labkit.inertia.preferences import Pair
 from labkit.inertia.results import loss_of
 from labkit.inertia.study import Study
 
@@ -106,7 +108,7 @@ def held_out_table(study: Study) -> pd.DataFrame:
         summary = done["held_out_summary"]
         row = {"model": arm.model, "arm": _arm_label(kind, arm)} | _counted(summary)
         rows.append(row | {"margin": summary["margin"], "training loss": float(loss_of(done)[-_LAST:].mean())})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([*rows, word_baseline()])
 
 
 def _arm_label(kind: str, arm: DpoArm) -> str:
@@ -120,6 +122,30 @@ def _arm_label(kind: str, arm: DpoArm) -> str:
 
 def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: summary[name] for name in ("correct", "n", "accuracy", "low", "high")}
+
+
+def word_baseline(n_pairs: int = arms.N_PAIRS, seed: int = 0) -> dict[str, Any]:
+    """Judge the held-out pairs by their words alone: what a model has to beat to have learned more than vocabulary.
+
+    A logistic regression without intercept on the difference of TF-IDF vectors of words and word pairs, fitted to the
+    training pairs, each in both directions.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    train = preferences.take(preferences.load("train"), n_pairs, seed)
+    held_out = preferences.load("held-out")
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words.fit([text for pair in train for text in (pair.chosen, pair.rejected)])
+
+    def difference(pairs: Sequence[Pair]) -> Any:
+        return words.transform([p.chosen for p in pairs]) - words.transform([p.rejected for p in pairs])
+
+    known = difference(train)
+    both = vstack([known, -known])
+    model = LogisticRegression(fit_intercept=False, max_iter=2000).fit(both, [1] * len(train) + [0] * len(train))
+    scores = model.decision_function(difference(held_out))
+    return {"model": "words alone", "arm": f"bag of words, {n_pairs} pairs"} | _counted(evaluate.accuracy(scores))
 
 
 def size_table(study: Study) -> pd.DataFrame:

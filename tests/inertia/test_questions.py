@@ -45,6 +45,7 @@ FISH = question("yes-no", "no", prompt="Is a whale a fish? Answer yes or no.")
 WORDS = question("regex", r"[\w'-]+ [\w'-]+ [\w'-]+[.!]?", example="The sea roars")
 UPPER = question("regex", "PAPER", example="PAPER")
 SEASONS = question("set", ["spring", "summer", "autumn|fall", "winter"])
+WEEKEND = question("set", ["Saturday", "Sunday"], options=["Monday", "Friday"], prompt="Name the weekend's days.")
 SORTED = question("set", ["2", "5", "9"], ordered=True, prompt="Sort these numbers: 9, 2, 5")
 
 PASSES = [
@@ -83,6 +84,7 @@ PASSES = [
     *((WORDS, t) for t in ("The sea roars", '"The sea roars."', " Waves never sleep! ")),
     *((UPPER, t) for t in ("PAPER", "'PAPER'", "PAPER.")),
     *((SEASONS, t) for t in ("Spring, summer, fall and winter", "winter autumn summer spring")),
+    *((WEEKEND, t) for t in ("Sunday and Saturday", "Saturday, Sunday, but not Monday")),
     *((SORTED, t) for t in ("2, 5, 9", "2,5,9", "The order is 2 < 5 < 9.", "two, five, nine")),
 ]
 FAILS = [
@@ -124,6 +126,7 @@ FAILS = [
         (SEASONS, t)
         for t in ("", "spring, summer, winter", "springs summer fall winter", "spring summer fall, not winter")
     ),
+    *((WEEKEND, t) for t in ("Friday, Saturday, Sunday", "Sunday", "Saturday and Monday")),
     *((SORTED, t) for t in ("9, 2, 5", "2, 5", "2, 9, 5", "25, 9", "")),
 ]
 

@@ -105,6 +105,17 @@ def test_always_naming_one_class_is_the_baseline() -> None:
     assert (found.gain.estimate, found.predictable) == (pytest.approx(0.0), False)
 
 
+def test_a_rare_class_is_predicted_as_readily_as_a_frequent_one() -> None:
+    # "Prove" needs the larger model in four of ten cases, "Name" in none: balanced, "Prove" is evidence for it.
+    prompts = [f"{'Prove' if i % 2 else 'Name'} the {WORDS[i % 11]}" for i in range(100)]
+    small = [0.0 if i % 10 in (1, 3) else 1.0 for i in range(100)]
+    rows = matrix({"small": small, "large": [1.0] * 100}, prompts, {"small": [1.0], "large": [3.0]})
+    found = quick(rows)
+    assert found.counts == {"large": 20, "small": 80}
+    assert found.balanced_accuracy > 0.7
+    assert found.predictable
+
+
 def test_results_depend_on_the_seed_and_not_on_the_order_of_the_rows() -> None:
     rows = planted(45, 4, tell=False)
     assert quick(rows, seed=2) == quick(rows.sample(frac=1, random_state=0), seed=2)
