@@ -17,6 +17,8 @@ REPORT_STEPS = 75
 """Optimizer steps of the report's schedule: 115 pairs in micro-batches of 2, four accumulated, five epochs."""
 N_PAIRS = 115
 """Training pairs of the report, and of the set shipped here."""
+MAX_EXTENSIONS = 2
+"""Rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
 SWEEP_PAIRS = 92
 """Pairs that the arms of a rate sweep see, four fifths; the other 23 choose between the rates."""
 
@@ -37,15 +39,14 @@ def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
     )
 
 
-def sweep_arms(params: SizeInertia, model: str) -> list[DpoArm]:
-    """Return one arm for each rate, on four fifths of the pairs; each completes its own schedule."""
-    seed = params.seeds[0]
-    # The held-out pairs have no say in the choice of a rate, so all but one of them are left unscored here.
+def sweep_arm(params: SizeInertia, model: str, rate: float) -> DpoArm:
+    """Return one rate of a sweep, on four fifths of the pairs, with a schedule that it completes.
+
+    The held-out pairs have no say in the choice of a rate, so all but one of them are left unscored.
+    """
+    base = _completed(params, model, params.seeds[0], params.sweep_steps)
     shared = {"n_pairs": SWEEP_PAIRS, "validate_on_rest": True, "eval_pairs": 1}
-    base = dataclasses.replace(_completed(params, model, seed, params.sweep_steps), **shared)
-    return [
-        dataclasses.replace(base, name=f"{model} sweep {rate:g}", learning_rate=rate) for rate in params.learning_rates
-    ]
+    return dataclasses.replace(base, name=f"{model} sweep {rate:g}", learning_rate=rate, **shared)
 
 
 def tuned_arms(params: SizeInertia, model: str, rate: float) -> list[DpoArm]:
@@ -83,9 +84,18 @@ def best_rate(validation_losses: Mapping[float, float]) -> float | None:
     return min(validation_losses, key=validation_losses.__getitem__, default=None)
 
 
-def is_interior(rate: float, rates: list[float]) -> bool:
-    """Say whether a chosen rate lies inside the rates tried, so that neither neighbour might have been better."""
-    return min(rates) < rate < max(rates)
+def next_rate(validation_losses: Mapping[float, float]) -> float | None:
+    """Return the rate to try next if the best one so far lies at the edge of those tried; None if it lies inside.
+
+    A single rate is no sweep and has no next one.
+    """
+    tried = sorted(validation_losses)
+    if len(tried) < 2:
+        return None
+    best, ratio = best_rate(validation_losses), tried[1] / tried[0]
+    if best == tried[-1]:
+        return best * ratio
+    return best / ratio if best == tried[0] else None
 
 
 def _completed(params: SizeInertia, model: str, seed: int, steps: int) -> DpoArm:

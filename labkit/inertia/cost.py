@@ -14,8 +14,10 @@ from labkit.cost import Cost
 from labkit.models import SHAPES
 from labkit.schema import SizeInertia
 
-TOKENS_PER_PAIR = 220
-"""Prompt, chosen and rejected text together, both with their prompt, to two digits."""
+TOKENS_PER_PAIR = 190
+"""Prompt, chosen and rejected text of a packed pair, to two digits."""
+N_TRAIN, N_VALIDATION = 115, 23
+"""Pairs of the training split, and those of them that a sweep leaves to choose by."""
 _GEMM_SHARE = 0.5
 _INIT_VALUES_PER_SECOND = 8e7
 _LOAD_SECONDS = 6.0
@@ -66,10 +68,17 @@ def training_flops(params: SizeInertia) -> float:
     """Return the FLOPs of all arms: steps, reference and held-out passes."""
     total = 0.0
     for model in params.models:
-        scored = n_arms(params, model) * (params.held_out_pairs + max(params.dataset_sizes))
-        n_flops = 4 * n_arm_steps(params, model) * params.batch_pairs + 2 * scored
-        total += n_flops * TOKENS_PER_PAIR * SHAPES[model].parameters
+        per_token = 4 * n_arm_steps(params, model) * params.batch_pairs + 2 * n_scored_pairs(params, model)
+        total += per_token * TOKENS_PER_PAIR * SHAPES[model].parameters
     return total
+
+
+def n_scored_pairs(params: SizeInertia, model: str) -> int:
+    """Count the pairs that are scored without training: by the reference once, and after each arm."""
+    n_sweep = len(params.learning_rates)
+    judged = 2 * params.held_out_pairs * (n_arms(params, model) - n_sweep) + n_sweep * (N_VALIDATION + 2)
+    reference = params.held_out_pairs + N_TRAIN * (3 if model in params.control_models else 1)
+    return judged + reference
 
 
 def training_rate(params: SizeInertia) -> tuple[float, str]:

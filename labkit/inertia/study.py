@@ -101,18 +101,31 @@ class _Runner:
 
     def train(self, model: str) -> None:
         """Sweep the rate, then run the report's arms and the tuned ones."""
-        sweep = arms.sweep_arms(self._params, model)
-        for arm in sweep:
-            self._arm(arm)
-        done = {arm.learning_rate: self._study.arms[arm] for arm in sweep if arm in self._study.arms}
-        rate = arms.best_rate({lr: result["validation"]["loss"] for lr, result in done.items()})
+        losses = self._sweep(model)
         for seed in self._params.seeds:
             self._arm(arms.report_arm(self._params, model, seed))
+        rate = arms.best_rate(losses)
         if rate is None:
             return
         self._study.best_rate[model] = rate
         for arm in arms.tuned_arms(self._params, model, rate):
             self._arm(arm)
+
+    def _sweep(self, model: str) -> dict[float, float]:
+        """Try the declared rates, and further ones while the best lies at their edge; return validation losses."""
+        losses: dict[float, float] = {}
+        wanted = list(self._params.learning_rates)
+        for extension in range(arms.MAX_EXTENSIONS + 1):
+            self._progress.extend(len(wanted) if extension else 0)
+            for arm in (arms.sweep_arm(self._params, model, rate) for rate in wanted):
+                self._arm(arm)
+                if arm in self._study.arms:
+                    losses[arm.learning_rate] = self._study.arms[arm]["validation"]["loss"]
+            further = arms.next_rate(losses)
+            wanted = [] if further is None else [further]
+            if not wanted:
+                break
+        return losses
 
     def _arm(self, arm: DpoArm) -> None:
         def work(spec: DpoArm) -> dict[str, Any]:

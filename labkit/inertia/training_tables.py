@@ -167,7 +167,8 @@ def sweep_table(study: Study) -> pd.DataFrame:
     for arm, done in study.arms.items():
         if kind_of(arm).startswith("sweep"):
             chosen = study.best_rate.get(arm.model) == arm.learning_rate
-            inside = arms.is_interior(arm.learning_rate, study.params.learning_rates)
+            tried = [other.learning_rate for other in study.arms if other.name.startswith(f"{arm.model} sweep")]
+            inside = min(tried) < arm.learning_rate < max(tried)
             row = {"model": arm.model, "learning rate": arm.learning_rate, "steps": arm.steps}
             row |= {"validation loss": done["validation"]["loss"], "validation pairs": done["validation"]["n"]}
             rows.append(row | {"chosen": "" if not chosen else "chosen" if inside else "chosen, at the edge"})

@@ -24,7 +24,7 @@ def test_the_kind_of_an_arm_is_read_from_its_name(empty: Study) -> None:
     kinds = [training_tables.kind_of(arm) for arm in arms.tuned_arms(cfg, model, 1e-4)]
     assert kinds == ["tuned", "shuffled", "template", "29 pairs", "57 pairs"]
     assert training_tables.kind_of(arms.report_arm(cfg, model, 0)) == "report"
-    assert {training_tables.kind_of(arm)[:5] for arm in arms.sweep_arms(cfg, model)} == {"sweep"}
+    assert training_tables.kind_of(arms.sweep_arm(cfg, model, 1e-4)) == "sweep 0.0001"
 
 
 @pytest.mark.parametrize("exponent", [0.3, 1.0])
