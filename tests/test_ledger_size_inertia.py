@@ -252,17 +252,24 @@ def test_means_are_those_of_the_raw_readings_and_full_length_leaves_out_the_earl
 
 def test_each_result_decides_at_its_grade_and_times_only_on_their_board():
     demands = {(check.key, check.grade, tuple(check.profiles or ())) for row in rows().values() for check in row.checks}
-    board = ("jetson-thor",)
+    board, gpus = ("jetson-thor",), ("gtx1650", "rtx5080", "jetson-thor", "h100")
     for key, grade, profiles in demands:
         kinds = {
             ("property", ()): PROPERTIES,
             ("reduced", ()): SHAPES,
             ("stated", ()): LOSSES,
             ("stated", board): ON_THE_BOARD,
+            ("reduced", gpus): re.compile("size_exponent/decode"),
         }
         assert kinds[grade, profiles].fullmatch(key), key
     models = {part for key, *_ in demands for part in key.split("/")[1:] if re.search("qwen|phi|bitnet", part)}
     assert {name for part in models for name in part.split("_over_")} == {*THREE, "bitnet-2b"}
+
+
+def test_a_statement_about_the_gpu_is_decided_on_gpus_only():
+    (check,) = rows()["inertia.law.gpu_sub"].checks
+    assert "h100" in check.profiles
+    assert not [name for name in check.profiles if name == "ci" or name.startswith("cpu")]
 
 
 def test_every_row_has_a_verdict_before_any_run(tmp_path):
