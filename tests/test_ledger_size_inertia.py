@@ -267,7 +267,7 @@ def test_each_result_decides_at_its_grade_and_times_only_on_their_board():
 
 
 def test_a_statement_about_the_gpu_is_decided_on_gpus_only():
-    (check,) = rows()["inertia.law.gpu_sub"].checks
+    (check,) = rows()["law.gpu_sub"].checks
     assert "h100" in check.profiles
     assert not [name for name in check.profiles if name == "ci" or name.startswith("cpu")]
 
