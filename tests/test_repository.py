@@ -70,3 +70,15 @@ def test_every_picture_and_page_the_readme_names_is_there():
     readme = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
+
+
+def test_the_readmes_held_out_counts_are_the_published_ones():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    table = pd.read_csv(ROOT / "figures" / "cpu-24gb" / "size_inertia" / "held_out.csv")
+    after = table[table["arm"].str.startswith("report's schedule, 75")]
+    words = table.loc[table["model"] == "words alone", "correct"].item()
+    assert f"on {' and '.join(map(str, after['correct']))} of {after['n'].max()} held-out pairs" in readme
+    assert f"a bag of words without any model gets {words}" in readme
+    template = table.loc[table["arm"] == "template negatives"].iloc[0]
+    assert template["low"] < 0.5 < template["high"]
+    assert f"training loss {template['training loss']:.4f}" in readme
