@@ -150,7 +150,9 @@ class SizeInertia(Params):
     learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
     """Peak rates tried for each model, on four fifths of the pairs and judged on the rest."""
     control_models: Annotated[list[ModelName], Layer.SCOPE]
-    """Models that also get the controls and the smaller data sets."""
+    """Models that also get the controls, the smaller data sets, and quantized weights on real text."""
+    shuffles: Annotated[list[int], Layer.SCOPE]
+    """Seeds of the shuffled labels, an arm each: one shuffle alone can lie on either side of chance."""
     dataset_sizes: Annotated[list[PositiveInt], Layer.SCOPE]
     """Numbers of training pairs compared at equal steps."""
     held_out_pairs: Annotated[PositiveInt, Layer.SCOPE]
@@ -188,8 +190,8 @@ class SizeInertia(Params):
 
     @model_validator(mode="after")
     def _no_empty_or_repeated_list(self) -> Self:
-        names = ("models", "ladder", "quantized", "learning_rates", "control_models", "dataset_sizes", "seeds")
-        _check_lists(self, names)
+        names = ("models", "ladder", "quantized", "learning_rates", "control_models", "dataset_sizes")
+        _check_lists(self, (*names, "shuffles", "seeds"))
         if strangers := sorted(set(self.control_models) - set(self.models)):
             raise ValueError(f"control_models names {', '.join(strangers)}, which models does not list")
         if strangers := sorted(set(self.quantized) - set(self.ladder)):

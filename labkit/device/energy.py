@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -177,13 +178,16 @@ def energy_meter(
 def idle_power(seconds: float, device: str = "cpu", *, root: Path = ROOT) -> Energy:
     """Meter the device while this process sleeps: what a block of that length takes without any work in it.
 
+    Without a sensor it returns at once.
+
     Raises:
         ValueError: seconds is not positive, or the device is neither "cpu" nor "cuda".
     """
     if not seconds > 0:
         raise ValueError(f"seconds is {seconds}; idling takes a positive time")
     with energy_meter(device, root=root) as meter:
-        time.sleep(seconds)
+        if meter.energy.state != "unavailable":
+            time.sleep(seconds)
     return meter.energy
 
 
@@ -213,7 +217,7 @@ def _require_device(device: str) -> None:
         raise ValueError(f"device is {device!r}; energy is metered on 'cpu' or 'cuda'")
 
 
-class _Meter:
+class _Meter(ABC):
     """Adds up the joules of a sensor's parts from one reading to the next, and counts how often they changed."""
 
     period_s: float
@@ -234,8 +238,9 @@ class _Meter:
         self._moved = [a or b for a, b in zip(self._moved, changed, strict=True)]
         self._last, self._at = now, at
 
+    @abstractmethod
     def _gain(self, now: list[float], seconds: float) -> float:
-        raise NotImplementedError
+        """Return the joules between the last reading and this one."""
 
     def poll(self, stop: threading.Event) -> None:
         """Read often enough to count updates and to see every start-over of a counter."""

@@ -31,6 +31,7 @@ def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
     return DpoArm(
         **_common(params, model, seed),
         name=f"{model} report s{seed}",
+        role="report",
         n_pairs=N_PAIRS,
         steps=params.report_steps,
         schedule_steps=REPORT_STEPS,
@@ -46,7 +47,7 @@ def sweep_arm(params: SizeInertia, model: str, rate: float) -> DpoArm:
     """
     base = _completed(params, model, params.seeds[0], params.sweep_steps)
     shared = {"n_pairs": SWEEP_PAIRS, "validate_on_rest": True, "eval_pairs": 1}
-    return dataclasses.replace(base, name=f"{model} sweep {rate:g}", learning_rate=rate, **shared)
+    return dataclasses.replace(base, name=f"{model} sweep {rate:g}", role="sweep", learning_rate=rate, **shared)
 
 
 def tuned_arms(params: SizeInertia, model: str, rate: float) -> list[DpoArm]:
@@ -55,15 +56,22 @@ def tuned_arms(params: SizeInertia, model: str, rate: float) -> list[DpoArm]:
     for seed in params.seeds:
         base = _completed(params, model, seed, params.tuned_steps)
         arms.append(dataclasses.replace(base, name=f"{model} tuned s{seed}", learning_rate=rate))
-    if model not in params.control_models:
-        return arms
-    tuned = arms[0]
-    for variant in ("shuffled", "template"):
-        arms.append(dataclasses.replace(tuned, name=f"{model} {variant}", variant=variant))
-    for n in params.dataset_sizes:
-        if n != N_PAIRS:
-            arms.append(dataclasses.replace(tuned, name=f"{model} {n} pairs", n_pairs=n))
-    return arms
+    return arms + controls(params, arms[0]) if model in params.control_models else arms
+
+
+def controls(params: SizeInertia, tuned: DpoArm) -> list[DpoArm]:
+    """Return what a tuned arm is held against: shuffled labels, template negatives, and smaller sets of pairs."""
+    shuffled = [
+        {"name": f"{tuned.model} shuffle {seed}", "role": "shuffled", "variant": "shuffled", "label_seed": seed}
+        for seed in params.shuffles
+    ]
+    template = {"name": f"{tuned.model} template", "role": "template", "variant": "template"}
+    fewer = [
+        {"name": f"{tuned.model} {n} pairs", "role": "fewer pairs", "n_pairs": n}
+        for n in params.dataset_sizes
+        if n != N_PAIRS
+    ]
+    return [dataclasses.replace(tuned, **changes) for changes in (*shuffled, template, *fewer)]
 
 
 def coverage(params: SizeInertia, model: str) -> models.Coverage:

@@ -48,7 +48,8 @@ def n_arms(params: SizeInertia, model: str) -> int:
 
 def n_control_arms(params: SizeInertia, model: str) -> int:
     """Count a model's arms with shuffled labels, template negatives and fewer pairs."""
-    return 2 + len(params.dataset_sizes) - 1 if model in params.control_models else 0
+    smaller = sum(size != N_TRAIN for size in params.dataset_sizes)
+    return len(params.shuffles) + 1 + smaller if model in params.control_models else 0
 
 
 def n_arm_steps(params: SizeInertia, model: str) -> int:
@@ -61,7 +62,8 @@ def n_arm_steps(params: SizeInertia, model: str) -> int:
 def n_pieces(params: SizeInertia) -> int:
     """Count the pieces of work of a run."""
     arms = sum(n_arms(params, model) for model in params.models)
-    return arms + len(params.ladder) + 3 * len(params.quantized) + 2 * len(params.models)
+    quantized = 3 * len(params.quantized) + 2 * len(params.control_models)
+    return arms + len(params.ladder) + quantized + 2 * len(params.models)
 
 
 def training_flops(params: SizeInertia) -> float:

@@ -36,10 +36,14 @@ class DpoArm:
 
     name: str
     """Short name for people."""
+    role: Literal["report", "sweep", "tuned", "shuffled", "template", "fewer pairs"] = "tuned"
+    """What it is for in a study: the report's schedule, a rate to choose from, the chosen one, or a control of that."""
     model: str
     """Name for `labkit.models.load`, or a folder."""
     variant: Literal["original", "template", "shuffled"] = "original"
     """Training pairs as they are, with the report's degenerate negatives, or with labels shuffled."""
+    label_seed: int = 0
+    """Which half of the pairs is swapped where labels are shuffled."""
     n_pairs: int
     """Training pairs, taken by category from those that ship."""
     seed: int = 0
@@ -164,7 +168,7 @@ def split_of(arm: DpoArm) -> Split:
     if arm.variant == "template":
         taken = preferences.template_negatives(taken)
     elif arm.variant == "shuffled":
-        taken = preferences.shuffle_labels(taken, arm.seed)
+        taken = preferences.shuffle_labels(taken, arm.label_seed)
     held_out = preferences.take(held_out, min(arm.eval_pairs, len(held_out)), arm.seed)
     return Split(train=taken, validation=rest, held_out=held_out)
 

@@ -7,6 +7,7 @@ calls energy is a constant per model, or per number of question marks in the ans
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,34 @@ def energy_table(matrix: pd.DataFrame, *, right: float = 0.5, bootstrap: int = 2
             | {"price_basis": basis}
         )
     return pd.DataFrame(rows)
+
+
+def meter_table(answers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay out what the sensor counted while each model answered, and what is left of it above idling.
+
+    A sensor counts the whole chip or board, so the first number holds power that is drawn whether or not a model runs.
+
+    Args:
+        answers: what `matrix.answer_questions` returned, by model.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "model": model,
+                "joules of all answers": _or_reason(answered["energy"]),
+                "joules above idle": _or_reason(answered["above_idle"]),
+                "idle watts": _or_reason(answered["idle"], per_second=True),
+            }
+            for model, answered in answers.items()
+        ]
+    )
+
+
+def _or_reason(energy: Mapping[str, Any], *, per_second: bool = False) -> str:
+    if energy["joules"] is None:
+        return f"{energy['state']}: {energy['reason']}"
+    value = energy["joules"] / energy["seconds"] if per_second else energy["joules"]
+    return f"{value:.3g} ({energy['state']}{', coarse' if energy['coarse'] else ''})"
 
 
 def energy_sentence(table: pd.DataFrame) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy import stats
 
 from labkit.files import write_atomically
 
@@ -23,7 +24,7 @@ Row = Mapping[str, Any]
 
 def wilson(k: int, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of k successes in n trials."""
-    interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+    interval = stats.binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -39,6 +40,57 @@ def accuracy(differences: Iterable[float]) -> dict[str, Any]:
     correct = sum(bool(value > 0) for value in values)
     low, high = wilson(correct, len(values))
     return {"accuracy": correct / len(values), "low": low, "high": high, "correct": correct, "n": len(values)}
+
+
+def repeated_accuracy(right: np.ndarray) -> dict[str, Any]:
+    """Count right judgements of several runs over the same pairs, with a 95 % interval over runs and pairs both.
+
+    A hard pair is missed by every run, and a run that went astray errs on every pair, so k runs over n pairs are fewer
+    than k n trials. Wilson's interval is taken at the effective number of trials (Korn and Graubard 1998): from the
+    variance of a mean over two crossed random effects, widened by Student's factor for as few runs as there are
+    (Satterthwaite's degrees of freedom).
+
+    Args:
+        right: [runs, pairs] of bool.
+
+    Returns:
+        accuracy, low, high, correct, n (judgements), and runs. One run has Wilson's plain interval.
+
+    Raises:
+        ValueError: no run, or fewer than two pairs for several runs.
+    """
+    right = np.asarray(right, dtype=float)
+    if not right.size or (len(right) > 1 and right.shape[1] < 2):
+        raise ValueError(f"{right.shape[0]} runs over {right.shape[1]} pairs have no interval; give at least two pairs")
+    share, (runs, pairs) = float(right.mean()), right.shape
+    counted = {"accuracy": share, "correct": int(right.sum()), "n": right.size, "runs": runs}
+    n = pairs if runs == 1 else _effective_trials(right)
+    low, high = _wilson_share(share, n)
+    return counted | {"low": low, "high": high}
+
+
+def _effective_trials(right: np.ndarray) -> float:
+    """Return how many independent trials would leave the mean of [runs, pairs] as uncertain as it is."""
+    runs, pairs = right.shape
+    share = right.mean()
+    by_run = right.mean(1).var(ddof=1) / runs
+    by_pair = right.mean(0).var(ddof=1) / pairs
+    left = right - right.mean(1, keepdims=True) - right.mean(0) + share
+    # Both hold what is neither the run's nor the pair's doing; it counts once.
+    variance = max(by_run + by_pair - (left**2).sum() / (runs - 1) / (pairs - 1) / right.size, by_run, by_pair)
+    if variance == 0:
+        return float(pairs)
+    freedom = (by_run + by_pair) ** 2 / (by_run**2 / (runs - 1) + by_pair**2 / (pairs - 1))
+    widening = (stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)) ** 2
+    return float(min(share * (1 - share) / (variance * widening), right.size))
+
+
+def _wilson_share(share: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of n trials, which need not be whole."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def pair_logps(trainer: PreferenceTrainer, rows: Sequence[Row], *, adapter: bool) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from labkit import device, models
+from labkit.device.energy import above_idle, idle_power
 from labkit.inertia import questions
 from labkit.inertia.questions import Question
 
@@ -34,6 +35,8 @@ COLUMNS = (
 """Columns of the matrix. Seconds and joules are those of one `generate` call; quality is a grade, 0 or 1; confidence is
 the mean log-probability of the decoded tokens, in nats."""
 DTYPES = ("float32", "bfloat16", "float16")
+IDLE_SECONDS = 5.0
+"""How long the loaded model is left idle where a sensor can meter that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +99,7 @@ def answer_questions(spec: MatrixSpec, progress: Callable[[int, int], object] | 
 
     Returns:
         plain JSON: rows (see `COLUMNS`), weights (the bytes they came from), protocol, energy (of all queries together,
-        the pauses between them included).
+        the pauses between them included), idle (of as many seconds without work), above_idle (the difference).
 
     Raises:
         ValueError: as `MatrixSpec`, `questions.load` and `models.load`; or the questions are not those of the spec.
@@ -107,6 +110,7 @@ def answer_questions(spec: MatrixSpec, progress: Callable[[int, int], object] | 
     device.set_threads(spec.threads)
     loaded = models.load(spec.model, dtype=getattr(torch, spec.dtype), device=spec.device)
     rows = []
+    idle = idle_power(IDLE_SECONDS, spec.device)
     with device.energy_meter(spec.device) as meter:
         for done, (question, answer) in enumerate(_answers(loaded.model, loaded.tokenizer, asked, spec), 1):
             rows.append(_row(loaded.weights.name, question, answer))
@@ -117,6 +121,8 @@ def answer_questions(spec: MatrixSpec, progress: Callable[[int, int], object] | 
         "weights": loaded.weights.as_dict(),
         "protocol": protocol(loaded.model, loaded.tokenizer, spec),
         "energy": meter.energy.as_dict(),
+        "idle": idle.as_dict(),
+        "above_idle": above_idle(meter.energy, idle).as_dict(),
     }
 
 

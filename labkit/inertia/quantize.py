@@ -89,7 +89,7 @@ def quantize_and_compare(model: PreTrainedModel, tokens: torch.Tensor, weights: 
     Returns:
         plain JSON: `quantized` (linear maps replaced), `group_size` (of int4, else None), `tokens`, `text`, `max_abs`
         and `mean_abs` difference of logits, `logit_std` (their spread before), `top1` (share of positions with the same
-        most likely token).
+        most likely token), `nats_before` and `nats_after` (negative log-likelihood per token of what it reads).
 
     Raises:
         Unsupported: no kernel of this torchao for this device.
@@ -99,7 +99,8 @@ def quantize_and_compare(model: PreTrainedModel, tokens: torch.Tensor, weights: 
     with _supported(weights):
         after = _logits(model, tokens)
     group = group_size(model) if weights == "int4" else None
-    return {"quantized": n_quantized, "group_size": group, "text": text} | _agreement(before, after)
+    nats = {"nats_before": _nats(before, tokens), "nats_after": _nats(after, tokens)}
+    return {"quantized": n_quantized, "group_size": group, "text": text} | _agreement(before, after) | nats
 
 
 def quantize(model: nn.Module, weights: str) -> int:
@@ -181,6 +182,13 @@ def _agreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
         "logit_std": float(np.mean([float(row.float().std()) for row in before])),
         "top1": float((before.argmax(-1) == after.argmax(-1)).float().mean()),
     }
+
+
+def _nats(logits: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Return the mean negative log-likelihood of the tokens after the first."""
+    # Row by row: a vocabulary of 262,144 in float32 for every position at once would outweigh the model.
+    rows = zip(logits[:-1], tokens[0, 1:], strict=True)
+    return float(np.mean([float(nn.functional.cross_entropy(row.float(), token)) for row, token in rows]))
 
 
 def quantization_table(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from labkit.device.energy import stated_watts
 from labkit.inertia import economics, routing
 from labkit.inertia.answer_table import answer_table
 from labkit.inertia.evaluate import wilson
+from labkit.inertia.matrix import to_matrix
 from labkit.inertia.routing import CannotRoute, Replay
 from labkit.inertia.study import Study
 
@@ -27,6 +28,21 @@ def accuracy_table(answers: pd.DataFrame) -> pd.DataFrame:
         row = {"category": category, "model": model, "right": right, "of": n, "share": right / n}
         rows.append(row | {"low": low, "high": high, "seconds per query": part["seconds"].mean()})
     return pd.DataFrame(rows)
+
+
+def yes_no_sentence(answers: pd.DataFrame) -> str:
+    """Say how much of the oracle is owed to questions that a guess answers half of the time."""
+    closed = answers["prompt"].str.contains("yes or no", case=False)
+    if closed.all() or not closed.any():
+        return f"{'Every' if closed.any() else 'No'} question asks for yes or no."
+    yes = answers["answer"].str.match("yes", case=False)[closed].groupby(answers["model"], sort=False).sum()
+    counts = ", ".join(f"{model} {n} times" for model, n in yes.items())
+    by_query = to_matrix(answers[~closed])
+    return (
+        f"{closed.sum() // answers['model'].nunique()} questions ask for yes or no, and a guess answers half of those: "
+        f"yes is said by {counts}. On the other {len(by_query)} the oracle is right {by_query.max(axis=1).sum():.0f} "
+        f"times, the best single model {by_query.sum().max():.0f} times."
+    )
 
 
 def replays(answers: pd.DataFrame, *, bootstrap: int) -> tuple[list[Replay], list[str]]:

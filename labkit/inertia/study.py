@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from labkit import device, models, paths
-from labkit.inertia import arms, cost, dpo, ladder, loading, matrix, quantize
+from labkit.inertia import arms, cost, dpo, fidelity, ladder, loading, matrix, quantize
 from labkit.inertia.dpo import DpoArm
+from labkit.inertia.fidelity import FidelitySpec
 from labkit.inertia.loading import LoadSpec
 from labkit.inertia.matrix import MatrixSpec
 from labkit.inertia.quantize import QuantizedRung
@@ -37,6 +38,8 @@ class Study:
     """What `ladder.measure_rung` returned, by rung."""
     quantized: dict[QuantizedRung, dict[str, Any]] = field(default_factory=dict)
     """What `quantize.measure_quantized` returned."""
+    fidelity: dict[FidelitySpec, dict[str, Any]] = field(default_factory=dict)
+    """What `fidelity.measure_fidelity` returned."""
     loads: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Cold and warm load times, by model."""
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -92,6 +95,9 @@ class _Runner:
         for spec in quantized_rungs(self._params):
             label = f"rung {spec.rung.name} in {spec.weights}"
             self._into(self._study.quantized, spec, label, spec, quantize.measure_quantized)
+        for spec in fidelity_specs(self._params):
+            label = f"{spec.model} in {spec.weights}"
+            self._into(self._study.fidelity, spec, label, spec, fidelity.measure_fidelity)
         for spec in loads(self._params):
             self._into(self._study.loads, spec.model, f"load {spec.model}", spec, loading.measure_load)
 
@@ -173,6 +179,16 @@ def quantized_rungs(params: SizeInertia) -> list[QuantizedRung]:
         QuantizedRung(rung=ladder.rung(name, **_timing(params) | {"train": False}), weights=weights)
         for weights in (params.weights_dtype, *quantize.WEIGHTS)
         for name in params.quantized
+    ]
+
+
+def fidelity_specs(params: SizeInertia) -> list[FidelitySpec]:
+    """Return the pretrained models that are quantized: those with controls, in int8 and int4."""
+    where = {"dtype": params.weights_dtype, "device": params.device, "threads": n_threads(params)}
+    return [
+        FidelitySpec(model=model, weights=weights, **where)
+        for model in params.control_models
+        for weights in quantize.WEIGHTS
     ]
 
 

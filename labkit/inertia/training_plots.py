@@ -81,10 +81,10 @@ def _saturation(axes: Axes, margins: pd.Series) -> None:
 
 
 def held_out_panel(held_out: pd.DataFrame) -> Drawing:
-    """Draw the held-out preference accuracy of each arm with its 95 % Wilson interval, beside chance.
+    """Draw the held-out preference accuracy of each arm with its 95 % interval, beside chance; dots are single runs.
 
     Args:
-        held_out: rows with model, arm, accuracy, low, high, n.
+        held_out: rows with model, arm, accuracy, low, high, pairs, each (right pairs of every run, as text).
     """
     models = list(dict.fromkeys(held_out["model"]))
     arms = list(dict.fromkeys(held_out["arm"]))
@@ -95,9 +95,12 @@ def held_out_panel(held_out: pd.DataFrame) -> Drawing:
         look = looks[row.model] | {"linestyle": "none"}
         error = [[row.accuracy - row.low], [row.high - row.accuracy]]
         axes.errorbar([row.accuracy], [y], xerr=error, capsize=3, elinewidth=1.2, **look)
+        single = [int(count) / row.pairs for count in row.each.split()]
+        if len(single) > 1:
+            axes.plot(single, [y + 0.16] * len(single), **look | {"marker": ".", "markersize": 4})
     axes.axvline(0.5, color=_GREY, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(arms)), arms)
-    axes.set(xlim=(0, 1), xlabel=f"held-out pairs preferred rightly (of {held_out['n'].max()}), 95 % interval")
+    axes.set(xlim=(0, 1), xlabel=f"held-out pairs preferred rightly (of {held_out['pairs'].max()}), 95 % interval")
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     handles = [Line2D([], [], label=name, **looks[name] | {"linestyle": "none"}) for name in models]

@@ -17,17 +17,12 @@ from labkit.inertia.preferences import Pair
 from labkit.inertia.results import loss_of
 from labkit.inertia.study import Study
 
-STEP_COLUMNS = ["arm", "model", "kind", "n_pairs", "seed", "learning_rate", "step", "loss", "margin", "accuracy"]
-STEP_COLUMNS += ["logp_chosen", "logp_rejected", "tokens", "seconds"]
+STEP_COLUMNS = ["arm", "model", "role", "n_pairs", "seed", "label_seed", "learning_rate", "step", "loss", "margin"]
+STEP_COLUMNS += ["accuracy", "logp_chosen", "logp_rejected", "tokens", "seconds"]
 """Columns of dpo_steps.csv, a row for each optimizer step of each arm."""
 FULL_PROFILE = "cpu-24gb"
 """The profile that runs the report's whole schedule on a machine without a GPU."""
 _LAST = 5
-
-
-def kind_of(arm: DpoArm) -> str:
-    """Return what an arm is for: report, tuned, sweep, shuffled, template or a number of pairs."""
-    return arm.name.removeprefix(f"{arm.model} ").split(" s")[0]
 
 
 def steps_table(study: Study) -> pd.DataFrame:
@@ -40,9 +35,10 @@ def _step_row(arm: DpoArm, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "arm": arm.name,
         "model": arm.model,
-        "kind": kind_of(arm),
+        "role": arm.role,
         "n_pairs": arm.n_pairs,
         "seed": arm.seed,
+        "label_seed": arm.label_seed,
         "learning_rate": row["learning_rate"],
         "step": row["step"],
         "loss": row["loss"],
@@ -65,7 +61,7 @@ def full_schedule(hardware: str) -> tuple[pd.DataFrame, str]:
         return pd.DataFrame(columns=STEP_COLUMNS), "No record of the whole schedule is used."
     steps = pd.read_csv(file)
     return steps[
-        steps["kind"] == "report"
+        steps["role"] == "report"
     ], f"The whole schedule is the record of profile {FULL_PROFILE} ({_short(file)})."
 
 
@@ -76,9 +72,9 @@ def _short(file: Path) -> str:
 def loss_series(steps: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Pick the curves to draw: the report's arm, the tuned one, and the recorded whole schedule where there is one."""
     parts = []
-    for (model, kind), part in steps[steps["kind"].isin(["report", "tuned"])].groupby(["model", "kind"], sort=False):
+    for (model, role), part in steps[steps["role"].isin(["report", "tuned"])].groupby(["model", "role"], sort=False):
         first = part[part["seed"] == part["seed"].min()]
-        label = "report's schedule" if kind == "report" else "tuned rate"
+        label = "report's schedule" if role == "report" else "tuned rate"
         parts.append(first.assign(series=f"{model}, {label}"))
     for model, part in full.groupby("model", sort=False):
         parts.append(part.assign(series=f"{model}, report's schedule, {FULL_PROFILE}"))
@@ -91,37 +87,48 @@ def published_series() -> pd.DataFrame:
 
 
 def held_out_table(study: Study) -> pd.DataFrame:
-    """Count the held-out pairs that each arm prefers rightly, with Wilson's 95 % interval.
+    """Count the held-out pairs that each kind of arm prefers rightly, with a 95 % interval.
 
     An arm prefers a pair rightly if its margin against the reference is above 0; the reference itself is judged by its
-    own log-probabilities, per token, since the margin of a model to itself is 0. Seeds of one kind are averaged over by
-    the first one only: intervals are over pairs.
+    own log-probabilities, per token, since the margin of a model to itself is 0. Arms that differ by a seed alone, that
+    of the training or of the shuffled labels, are one row (`evaluate.repeated_accuracy`); `each` lists them.
     """
-    rows, seen = [], set()
-    for arm, done in study.arms.items():
-        kind = kind_of(arm)
-        if kind.startswith("sweep") or arm.seed != study.params.seeds[0]:
-            continue
-        if arm.model not in seen:
-            seen.add(arm.model)
-            rows.append({"model": arm.model, "arm": "untrained"} | _counted(done["reference"]))
-        summary = done["held_out_summary"]
-        row = {"model": arm.model, "arm": _arm_label(kind, arm)} | _counted(summary)
-        rows.append(row | {"margin": summary["margin"], "training loss": float(loss_of(done)[-_LAST:].mean())})
+    rows: list[dict[str, Any]] = []
+    for model in study.params.models:
+        own = {arm: done for arm, done in study.arms.items() if arm.model == model and arm.role != "sweep"}
+        for done in list(own.values())[:1]:
+            rows.append({"model": model, "arm": "untrained"} | _counted(done["reference"]))
+        for label in dict.fromkeys(map(_arm_label, own)):
+            rows.append({"model": model, "arm": label} | _pooled([d for a, d in own.items() if _arm_label(a) == label]))
     return pd.DataFrame([*rows, word_baseline()])
 
 
-def _arm_label(kind: str, arm: DpoArm) -> str:
+def _arm_label(arm: DpoArm) -> str:
+    """Return what arms that differ by a seed alone have in common, in words."""
     labels = {
+        "report": f"report's schedule, {arm.steps} steps",
+        "tuned": f"tuned rate, {arm.n_pairs} pairs",
+        "fewer pairs": f"tuned rate, {arm.n_pairs} pairs",
         "shuffled": "shuffled labels",
         "template": "template negatives",
-        "tuned": f"tuned rate, {arm.n_pairs} pairs",
     }
-    return labels.get(kind, f"report's schedule, {arm.steps} steps" if kind == "report" else f"tuned rate, {kind}")
+    return labels[arm.role]
+
+
+def _pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Judge arms of one kind together."""
+    right = np.array([[row["margin"] > 0 for row in done["held_out"]] for done in runs])
+    return evaluate.repeated_accuracy(right) | {
+        "pairs": right.shape[1],
+        "each": " ".join(str(count) for count in right.sum(1)),
+        "margin": float(np.mean([done["held_out_summary"]["margin"] for done in runs])),
+        "training loss": float(np.mean([loss_of(done)[-_LAST:].mean() for done in runs])),
+    }
 
 
 def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: summary[name] for name in ("correct", "n", "accuracy", "low", "high")}
+    once = {"runs": 1, "pairs": summary["n"], "each": str(summary["correct"])}
+    return {name: summary[name] for name in ("correct", "n", "accuracy", "low", "high")} | once
 
 
 def word_baseline(n_pairs: int = arms.N_PAIRS, seed: int = 0) -> dict[str, Any]:
@@ -152,10 +159,9 @@ def size_table(study: Study) -> pd.DataFrame:
     """Compare arms with fewer pairs at equal steps and rate: last training loss and held-out accuracy."""
     rows = []
     for arm, done in study.arms.items():
-        kind = kind_of(arm)
         if arm.seed != study.params.seeds[0] or arm.model not in study.params.control_models:
             continue
-        if kind == "tuned" or kind.endswith("pairs"):
+        if arm.role in ("tuned", "fewer pairs"):
             row = {"model": arm.model, "n_pairs": arm.n_pairs} | _counted(done["held_out_summary"])
             rows.append(row | {"final_loss": float(loss_of(done)[-_LAST:].mean())})
     return pd.DataFrame(rows).sort_values(["model", "n_pairs"], ignore_index=True)
@@ -165,9 +171,9 @@ def sweep_table(study: Study) -> pd.DataFrame:
     """Lay out the rate sweep: loss on the pairs that were not trained on, with the chosen rate marked."""
     rows = []
     for arm, done in study.arms.items():
-        if kind_of(arm).startswith("sweep"):
+        if arm.role == "sweep":
             chosen = study.best_rate.get(arm.model) == arm.learning_rate
-            tried = [other.learning_rate for other in study.arms if other.name.startswith(f"{arm.model} sweep")]
+            tried = [other.learning_rate for other in study.arms if (other.model, other.role) == (arm.model, "sweep")]
             inside = min(tried) < arm.learning_rate < max(tried)
             row = {"model": arm.model, "learning rate": arm.learning_rate, "steps": arm.steps}
             row |= {"validation loss": done["validation"]["loss"], "validation pairs": done["validation"]["n"]}
@@ -198,9 +204,30 @@ def conclusions(held: pd.DataFrame) -> list[str]:
 
 
 def _sentence(row: Any) -> str:
-    where = (
-        f"{row.model}, {row.arm}: {row.correct} of {row.n} ({row.accuracy:.0%}, 95 % [{row.low:.0%}, {row.high:.0%}])"
-    )
+    many = f" over {row.runs} runs ({row.each} of {row.pairs} each)" if row.runs > 1 else ""
+    share = f"{row.correct} of {row.n}{many} ({row.accuracy:.0%}, 95 % [{row.low:.0%}, {row.high:.0%}])"
+    where = f"{row.model}, {row.arm}: {share}"
     if row.low > 0.5:
         return f"{where}: better than chance."
     return f"{where}: worse than chance." if row.high < 0.5 else f"{where}: not told from chance."
+
+
+def against_shuffles(held: pd.DataFrame) -> list[str]:
+    """Say for each model with controls where true labels stand among shuffled ones: a permutation test.
+
+    With k shuffles no p below 1 / (k + 1) can be had, which the sentence says.
+    """
+    lines = []
+    for model, part in held.groupby("model", sort=False):
+        by_arm = part.set_index("arm")
+        if "shuffled labels" not in by_arm.index:
+            continue
+        shuffles = [int(count) for count in by_arm.at["shuffled labels", "each"].split()]
+        true = int(by_arm.at[f"tuned rate, {arms.N_PAIRS} pairs", "each"].split()[0])
+        as_good = sum(count >= true for count in shuffles)
+        p = (1 + as_good) / (1 + len(shuffles))
+        lines.append(
+            f"{model}: {as_good} of {len(shuffles)} shuffles of the labels did as well as the true ones "
+            f"(p = {p:.2g}; with {len(shuffles)} shuffles it cannot be below {1 / (1 + len(shuffles)):.2g})."
+        )
+    return lines

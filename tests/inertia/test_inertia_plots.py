@@ -49,9 +49,9 @@ def coverage() -> pd.DataFrame:
 
 @pytest.fixture
 def held_out() -> pd.DataFrame:
-    rows = [("small", "tuned", 0.7, 0.55, 0.82, 40), ("large", "tuned", 0.8, 0.65, 0.9, 40)]
-    rows += [("small", "shuffled labels", 0.5, 0.35, 0.65, 40)]
-    return pd.DataFrame(rows, columns=["model", "arm", "accuracy", "low", "high", "n"])
+    rows = [("small", "tuned", 0.7, 0.55, 0.82, 40, "28"), ("large", "tuned", 0.8, 0.65, 0.9, 40, "32")]
+    rows += [("small", "shuffled labels", 0.5, 0.35, 0.65, 40, "10 20 30")]
+    return pd.DataFrame(rows, columns=["model", "arm", "accuracy", "low", "high", "pairs", "each"])
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ References: laws made up here, and plain counting.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from labkit import claims, params
-from labkit.inertia import arms, results, timing_tables, training_tables
+from labkit.inertia import arms, cost, dpo, evaluate, results, routing_tables, timing_tables, training_tables
 from labkit.inertia.study import Study
 
 
@@ -19,12 +21,54 @@ def empty() -> Study:
     return Study(params.resolve("size_inertia", "cpu"))
 
 
-def test_the_kind_of_an_arm_is_read_from_its_name(empty: Study) -> None:
+def test_a_tuned_arm_is_held_against_several_shuffles_template_negatives_and_fewer_pairs(empty: Study) -> None:
     cfg, model = empty.params, empty.params.control_models[0]
-    kinds = [training_tables.kind_of(arm) for arm in arms.tuned_arms(cfg, model, 1e-4)]
-    assert kinds == ["tuned", "shuffled", "template", "29 pairs", "57 pairs"]
-    assert training_tables.kind_of(arms.report_arm(cfg, model, 0)) == "report"
-    assert training_tables.kind_of(arms.sweep_arm(cfg, model, 1e-4)) == "sweep 0.0001"
+    own = arms.tuned_arms(cfg, model, 1e-4)
+    assert [(arm.role, arm.variant, arm.label_seed, arm.n_pairs) for arm in own] == [
+        ("tuned", "original", 0, 115),
+        *(("shuffled", "shuffled", seed, 115) for seed in cfg.shuffles),
+        ("template", "template", 0, 115),
+        ("fewer pairs", "original", 0, 29),
+        ("fewer pairs", "original", 0, 57),
+    ]
+    assert len({arm.name for arm in own}) == len(own)
+    assert len({dpo.split_of(arm).train for arm in own if arm.role == "shuffled"}) == len(cfg.shuffles) > 1
+    assert arms.report_arm(cfg, model, 0).role == "report"
+    assert arms.sweep_arm(cfg, model, 1e-4).role == "sweep"
+    listed = len(cfg.seeds) * 2 + len(cfg.learning_rates) + len(own) - len(cfg.seeds)
+    assert cost.n_arms(cfg, model) == listed
+
+
+def done(margins: list[float], loss: float = 0.1) -> dict[str, Any]:
+    """What a finished arm holds that the tables read."""
+    summary = evaluate.accuracy(margins) | {"margin": float(np.mean(margins))}
+    return {
+        "held_out": [{"margin": margin} for margin in margins],
+        "held_out_summary": summary,
+        "reference": evaluate.accuracy([1.0, -1.0]),
+        "curve": [{"loss": loss}],
+    }
+
+
+def test_shuffles_are_one_row_over_all_of_them_and_stand_against_the_true_labels(empty: Study) -> None:
+    cfg, model = empty.params, empty.params.control_models[0]
+    tuned, *controls = arms.tuned_arms(cfg, model, 1e-4)
+    right = {0: 4, 1: 1, 2: 3}
+    for arm in (tuned, *controls):
+        n = right[arm.label_seed] if arm.role == "shuffled" else 4
+        empty.arms[arm] = done([1.0] * n + [-1.0] * (4 - n))
+    held = training_tables.held_out_table(empty).set_index("arm")
+    row = held.loc["shuffled labels"]
+    assert (row["correct"], row["n"], row["runs"], row["each"]) == (8, 12, 3, "4 1 3")
+    assert held.index.tolist().count("shuffled labels") == 1
+    assert held.loc["untrained", "correct"] == 1
+    said = training_tables.against_shuffles(held.reset_index())
+    assert said == [
+        f"{model}: 1 of 3 shuffles of the labels did as well as the true ones "
+        "(p = 0.5; with 3 shuffles it cannot be below 0.25)."
+    ]
+    lines = training_tables.conclusions(held.reset_index())
+    assert any("shuffled labels: 8 of 12 over 3 runs (4 1 3 of 4 each)" in line for line in lines)
 
 
 @pytest.mark.parametrize("exponent", [0.3, 1.0])
@@ -78,3 +122,15 @@ def test_the_reports_times_are_fitted_without_any_run(empty: Study) -> None:
     table = timing_tables.law_table(laws)
     assert table["sizes"].tolist() == [3, 3, 2]
     assert "nothing tests it" in table["note"].iloc[2]
+
+
+def test_what_a_guess_is_worth_is_taken_out_of_the_oracle() -> None:
+    closed, opened = "Is ice cold? Answer yes or no.", "What is 2 + 2?"
+    rows = [("a", "q1", closed, "Yes.", 1), ("a", "q2", opened, "4", 1), ("a", "q3", opened + "?", "5", 0)]
+    rows += [("b", "q1", closed, "no", 0), ("b", "q2", opened, "3", 0), ("b", "q3", opened + "?", "4", 1)]
+    answers = pd.DataFrame(rows, columns=["model", "query", "prompt", "answer", "quality"])
+    said = routing_tables.yes_no_sentence(answers)
+    assert "1 questions ask for yes or no" in said
+    assert "a 1 times, b 0 times" in said
+    assert "On the other 2 the oracle is right 2 times, the best single model 1 times." in said
+    assert routing_tables.yes_no_sentence(answers[answers["query"] != "q1"]) == "No question asks for yes or no."

@@ -21,7 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from labkit import models, params, paths
-from labkit.inertia import arms, preferences, results, study, training_tables
+from labkit.inertia import arms, economics, fidelity, preferences, results, study, training_tables
 from labkit.inertia.study import Study, run_study
 from labkit.schema import SizeInertia
 
@@ -36,6 +36,7 @@ SCOPE |= {
     "learning_rates": [1e-3, 1e-2],
 }
 SCOPE |= {"held_out_pairs": 6, "questions": 9, "dataset_sizes": [16, 115], "bootstrap": 200, "workers": 1}
+SCOPE |= {"shuffles": [0, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +78,22 @@ def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInerti
     assert set(first.rungs) == {"qwen2-16m"}
     assert set(first.answers) == set(first.loads) == set(models.OFFLINE_PAIR)
     names = {arm.name.removeprefix("smollm2-135m ") for arm in first.arms if arm.model == "smollm2-135m"}
-    assert names >= {"report s0", "sweep 0.001", "sweep 0.01", "tuned s0", "shuffled", "template", "16 pairs"}
-    assert all(
-        name.startswith("sweep") for name in names - {"report s0", "tuned s0", "shuffled", "template", "16 pairs"}
-    )
+    fixed = {"report s0", "tuned s0", "shuffle 0", "shuffle 1", "template", "16 pairs"}
+    assert names >= fixed | {"sweep 0.001", "sweep 0.01"}
+    assert all(name.startswith("sweep") for name in names - fixed)
     cells = {path: path.stat().st_mtime_ns for path in (paths.runs("ci", "size_inertia") / "cells").iterdir()}
     again = run_study(small)
-    assert again.cached == len(cells) == len(first.arms) + 1 + 3 + 2 + 2
+    assert again.cached == len(cells) == len(first.arms) + 1 + 3 + 2 + 2 + 2
     assert numbers(again) == numbers(first)
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
     held = training_tables.held_out_table(first)
-    assert set(held.loc[held["model"] != "words alone", "n"]) == {6}
+    assert set(held.loc[held["model"] != "words alone", "pairs"]) == {6}
+    assert held.loc[held["arm"] == "shuffled labels", "n"].tolist() == [12]
+    kept = fidelity.fidelity_table(first.fidelity.values()).set_index("weights")
+    assert 0 < kept.loc["int8", "same likeliest token"] <= 1
+    assert kept.loc["int8", "perplexity after"] == pytest.approx(kept.loc["int8", "perplexity before"], rel=0.05)
+    metered = economics.meter_table(first.answers)
+    assert metered["model"].tolist() == list(models.OFFLINE_PAIR)
     assert (held["low"] < held["accuracy"] + 1e-12).all()
     found = results.results(first)
     assert found["dpo/optimizer_steps"]["value"] == 75
