@@ -1,17 +1,11 @@
-"""Training of preference arms against independent references: trl's own forward, loss and loop on the same data; an
-uninterrupted run for one that was killed; ln 2 for the first loss; a count on paper for the steps.
+"""Losses and gradients of preference training against trl's own forward pass and loop on the same data.
 
 Run with `pytest tests/inertia/test_dpo.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from tiny_arms import arm, split
 from trl import DPOTrainer
 
 from labkit import models
 from labkit.inertia import evaluate
-from labkit.inertia.dpo import DpoArm, Split, data_order, optimizer_steps, train_arm
+from labkit.inertia.dpo import DpoArm, data_order, optimizer_steps, train_arm
 from labkit.inertia.dpo_run import as_dataset, lay_out, lora_config, quiet, trainer_config
 from labkit.inertia.packed import TokenLogProbs, use_packed_pairs
-from labkit.inertia.preferences import Pair
-
-TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-TINY |= {"num_key_value_heads": 2, "vocab_size": 300}
-SHAPES = {"smollm2-135m": {}, "gemma-3-270m": {"head_dim": 8}}
-TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
-
-
-def pairs(n: int, seed: int = 0) -> tuple[Pair, ...]:
-    """Draw pairs of nonsense whose texts differ much in length."""
-    rng = np.random.default_rng(seed)
-    text = lambda low, high: " ".join("".join(rng.choice(list("abcde"), 3)) for _ in range(rng.integers(low, high)))  # noqa: E731
-    names = ("factual", "behavioural", "self")
-    return tuple(Pair(f"p{i}", text(2, 9) + "?", text(2, 20), text(2, 9), names[i % 3], "") for i in range(n))
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of random weights with its tokenizer."""
-    return write_model(tmp_path_factory.mktemp("model"), request.param)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama among them."""
-    return write_model(tmp_path_factory.mktemp("llama"), "smollm2-135m")
-
-
-def write_model(target: Path, shape: str) -> Path:
-    """Write a model and a byte-level tokenizer as save_pretrained does."""
-    model = models.build(shape, dtype=torch.float32, seed=0, **TINY, **SHAPES[shape])
-    # Larger than a fresh initialisation, so that log-probabilities differ visibly between tokens.
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    model.save_pretrained(target)
-    own = Tokenizer(BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    corpus = [f"{p.prompt} {p.chosen}" for p in pairs(30)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    own.train_from_iterator(corpus, BpeTrainer(vocab_size=290, special_tokens=["<end>"], initial_alphabet=alphabet))
-    PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<end>").save_pretrained(target)
-    return target
-
-
-def arm(folder: Path, **changes: Any) -> DpoArm:
-    """An arm of a few seconds."""
-    own = {"name": "tiny", "model": str(folder), "n_pairs": 12, "steps": 6, "batch_pairs": 4, "micro_batch": 2}
-    own |= {"learning_rate": 1e-2, "eval_pairs": 5, "checkpoint_every": 2}
-    return DpoArm(**own | changes)
-
-
-def split(n: int = 12) -> Split:
-    return Split(train=pairs(n), validation=pairs(3, seed=1), held_out=pairs(6, seed=2))
 
 
 def plain_trainer(own: DpoArm, tmp: Path, packed: bool, **changes: Any) -> DPOTrainer:
@@ -204,195 +141,3 @@ def test_training_follows_trls_own_loop_on_the_same_batches(llama: Path, tmp_pat
         ours, theirs = [row[key] for row in result["curve"]], [row[key] for row in expected]
         assert ours == pytest.approx(theirs, rel=1e-4, abs=tolerance)
     assert result["curve"][-1]["loss"] < 0.5
-
-
-def test_the_order_of_pairs_depends_on_the_seed_and_the_step_alone() -> None:
-    long, short = data_order(11, 9, 4, seed=3), data_order(11, 5, 4, seed=3)
-    assert (long[:5] == short).all()
-    assert sorted(long.flat[:11]) == list(range(11))
-    assert (data_order(11, 5, 4, seed=4) != short).any()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_result_is_complete_json_and_starts_at_ln_2(folder: Path, tmp_path: Path, dtype: str) -> None:
-    steps: list[tuple[int, str]] = []
-
-    class Listener:
-        def advance(self, n: int = 1, message: str = "") -> None:
-            steps.append((n, message))
-
-    result = train_arm(arm(folder, dtype=dtype), tmp_path, Listener(), split=split())
-    json.dumps(result, allow_nan=False)
-    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-3 if dtype == "float32" else 5e-3)
-    assert [row["step"] for row in result["curve"]] == [1, 2, 3, 4, 5, 6]
-    assert sum(n for n, _ in steps) == 6
-    assert [pair["id"] for pair in result["held_out"]] == [pair.id for pair in split().held_out]
-    assert result["validation"]["n"] == 3
-    assert result["train_summary"]["margin"] > 0.5
-    adapters = PeftModel.from_pretrained(models.load(str(folder)).model, tmp_path / "adapter")
-    assert result["trainable"] == sum(p.numel() for name, p in adapters.named_parameters() if "lora_" in name)
-    assert result["dropout_in_effect"] == 0
-
-
-def test_margins_and_accuracies_follow_from_the_logits_of_both_models(llama: Path, tmp_path: Path) -> None:
-    own = arm(llama)
-    result = train_arm(own, tmp_path, split=split())
-    loaded = models.load(own.model)
-    pair = split().held_out[0]
-    before = [completion_logp(loaded, pair.prompt, text) for text in (pair.chosen, pair.rejected)]
-    tuned = dataclasses.replace(loaded, model=PeftModel.from_pretrained(loaded.model, tmp_path / "adapter"))
-    after = [completion_logp(tuned, pair.prompt, text) for text in (pair.chosen, pair.rejected)]
-    row = result["held_out"][0]
-    assert row["logp_chosen"] == pytest.approx(after[0] - before[0], abs=1e-3)
-    assert row["logp_rejected"] == pytest.approx(after[1] - before[1], abs=1e-3)
-    assert row["margin"] == pytest.approx(own.beta * (row["logp_chosen"] - row["logp_rejected"]), abs=1e-6)
-    assert not list(tmp_path.glob("checkpoint-*"))
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-
-
-def completion_logp(loaded: models.Loaded, prompt: str, text: str) -> float:
-    """Sum the log-probabilities of a completion from plain logits."""
-    start = len(loaded.tokenizer(prompt)["input_ids"])
-    ids = torch.tensor([loaded.tokenizer(prompt + text + loaded.tokenizer.eos_token)["input_ids"]])
-    with torch.no_grad():
-        logp = loaded.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-    return logp[start - 1 :].sum().item()
-
-
-def test_shared_reference_log_probabilities_change_nothing(llama: Path, tmp_path: Path) -> None:
-    alone = train_arm(arm(llama), tmp_path / "a", split=split())
-    shared = tmp_path / "shared"
-    train_arm(arm(llama, seed=1), tmp_path / "b", split=split(), reference_dir=shared)
-    second = train_arm(arm(llama), tmp_path / "c", split=split(), reference_dir=shared)
-    assert timeless(alone) == timeless(second)
-
-
-def test_a_reference_of_another_model_is_refused_at_the_first_step(llama: Path, tmp_path: Path) -> None:
-    train_arm(arm(llama), tmp_path / "a", split=split())
-    path = next((tmp_path / "a").glob("reference-*.json"))
-    known = {key: [chosen + 1, rejected] for key, (chosen, rejected) in json.loads(path.read_text()).items()}
-    path.write_text(json.dumps(known))
-    with pytest.raises(ValueError, match=r"first DPO loss is 0\.7\d+; before any update it is 0\.693147"):
-        train_arm(arm(llama), tmp_path / "b", split=split(), reference_dir=tmp_path / "a")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="at step 2"):
-        train_arm(arm(llama, learning_rate=float("inf")), tmp_path, split=split())
-
-
-def test_a_target_without_a_map_is_in_the_result(llama: Path, tmp_path: Path) -> None:
-    result = train_arm(
-        arm(llama, targets=("q_proj", "dense"), allow_unmatched=("dense",), steps=1), tmp_path, split=split()
-    )
-    assert result["coverage"]["unmatched"] == ("dense",)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"micro_batch": 3}, "no multiple"),
-        ({"schedule_steps": 5}, "do not fit"),
-        ({"warmup_steps": 7}, "do not fit"),
-        ({"steps": 0}, "at least 1"),
-        ({"variant": "other"}, "no variant"),
-    ],
-)
-def test_an_impossible_arm_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        arm(Path("m"), **changes)
-
-
-def test_an_arm_survives_json() -> None:
-    own = DpoArm.sane("smollm2-135m", 1e-4, steps=30)
-    assert DpoArm(**json.loads(json.dumps(dataclasses.asdict(own)))) == own
-    assert own.warmup_steps == 3
-    assert hash(own)
-
-
-def test_an_interval_is_wilsons() -> None:
-    low, high = evaluate.wilson(15, 23)
-    z, n, p = 1.959964, 23, 15 / 23
-    half = z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n) / (1 + z * z / n)
-    centre = (p + z * z / 2 / n) / (1 + z * z / n)
-    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-6)
-
-
-def timeless(result: dict[str, Any]) -> dict[str, Any]:
-    """Drop what a clock or the number of starts decides."""
-    rest = {key: value for key, value in result.items() if key not in (*TIMES, "resumed_from_step")}
-    return rest | {"curve": [{k: v for k, v in row.items() if k != "seconds"} for row in rest["curve"]]}
-
-
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from labkit.inertia.dpo import DpoArm, Split, train_arm
-from labkit.inertia.preferences import Pair
-
-moment = sys.argv[3]
-replace = os.replace
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-class Lines:
-    def advance(self, n=1, message=""):
-        if moment in message:
-            die()
-
-def replace_or_die(source, target):
-    if Path(target).name == moment:
-        die()
-    replace(source, target)
-
-os.replace = replace_or_die
-spec = json.loads(Path(sys.argv[1]).read_text())
-split = Split(**{name: tuple(Pair(**p) for p in own) for name, own in spec["split"].items()})
-train_arm(DpoArm(**spec["arm"]), Path(sys.argv[2]), Lines(), split=split)
-"""
-
-
-@pytest.mark.parametrize(("moment", "kept"), [("step 7/9", 6), ("checkpoint-6", 4)])
-def test_a_killed_run_continues_and_ends_with_the_same_numbers(
-    llama: Path, tmp_path: Path, moment: str, kept: int
-) -> None:
-    own, messages = arm(llama, steps=9, warmup_steps=2), []
-    spec = {"arm": dataclasses.asdict(own), "split": dataclasses.asdict(split())}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    work = tmp_path / "killed"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "spec.json"), str(work), moment])
-    assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in work.glob("checkpoint-*")] == [f"checkpoint-{kept}"]
-    assert len(list(work.glob(".partial-*"))) == (moment == "checkpoint-6")
-
-    class Listener:
-        def advance(self, n: int = 1, message: str = "") -> None:
-            messages.append((n, message))
-
-    again = train_arm(own, work, Listener(), split=split())
-    assert again["resumed_from_step"] == kept
-    assert sum(n for n, _ in messages) == 9
-    assert not any(f"step {kept}/9" in message for _, message in messages)
-    assert timeless(again) == timeless(train_arm(own, tmp_path / "whole", split=split()))
-    left = sorted(path.name for path in work.iterdir() if not path.name.startswith("reference-"))
-    assert left == ["adapter"]
-
-
-def test_a_checkpoint_of_other_settings_is_not_continued(llama: Path, tmp_path: Path) -> None:
-    class Stop(RuntimeError):
-        pass
-
-    class AtStep4:
-        def advance(self, n: int = 1, message: str = "") -> None:
-            if "step 5/" in message:
-                raise Stop
-
-    with pytest.raises(Stop):
-        train_arm(arm(llama), tmp_path, AtStep4(), split=split())
-    (tmp_path / ".partial-half").mkdir()
-    assert (tmp_path / "checkpoint-4").exists()
-    other = train_arm(arm(llama, beta=0.2), tmp_path, split=split())
-    assert other["resumed_from_step"] == 0
-    assert not list(tmp_path.glob(".partial-*"))
