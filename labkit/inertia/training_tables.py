@@ -207,6 +207,8 @@ def _sentence(row: Any) -> str:
     many = f" over {row.runs} runs ({row.each} of {row.pairs} each)" if row.runs > 1 else ""
     share = f"{row.correct} of {row.n}{many} ({row.accuracy:.0%}, 95 % [{row.low:.0%}, {row.high:.0%}])"
     where = f"{row.model}, {row.arm}: {share}"
+    if row.margin == 0:
+        return f"{row.model}, {row.arm}: every margin is 0, so the steps taken (the first has rate 0) changed nothing."
     if row.low > 0.5:
         return f"{where}: better than chance."
     return f"{where}: worse than chance." if row.high < 0.5 else f"{where}: not told from chance."

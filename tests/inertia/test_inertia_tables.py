@@ -69,6 +69,10 @@ def test_shuffles_are_one_row_over_all_of_them_and_stand_against_the_true_labels
     ]
     lines = training_tables.conclusions(held.reset_index())
     assert any("shuffled labels: 8 of 12 over 3 runs (4 1 3 of 4 each)" in line for line in lines)
+    assert not any("changed nothing" in line for line in lines)
+    empty.arms = {arms.report_arm(cfg, model, 0): done([0.0] * 4)}
+    lines = training_tables.conclusions(training_tables.held_out_table(empty))
+    assert any("report's schedule" in line and "changed nothing" in line for line in lines)
 
 
 @pytest.mark.parametrize("exponent", [0.3, 1.0])
