@@ -19,18 +19,15 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from labkit.inertia.loading import LoadSpec, measure_load
 from labkit.models import weight_bytes
 
 __all__ = [
     "DecodeTiming",
-    "LoadSpec",
     "adapter_state",
     "bytes_per_token",
     "conditions",
     "decode_once",
     "measure_decode",
-    "measure_load",
     "measure_train_step",
     "random_prompt",
 ]

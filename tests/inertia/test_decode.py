@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from labkit import pagecache
 from labkit.inertia import decode, loading
 
 HIDDEN, LAYERS, VOCABULARY, FEED_FORWARD = 32, 2, 97, 48
@@ -211,12 +212,12 @@ def test_pages_are_dropped_and_a_read_brings_them_back(tmp_path: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if loading.resident_share([file]) > 0.02:
+    if pagecache.resident_share([file]) > 0.02:
         pytest.skip("the file system of the temporary folder lies in memory, whose pages cannot be dropped")
     file.read_bytes()
-    assert loading.resident_share([file]) == 1
-    assert loading.drop_pages([file]) == ""
-    assert loading.resident_share([file]) <= 0.02
+    assert pagecache.resident_share([file]) == 1
+    assert pagecache.drop_pages([file]) == ""
+    assert pagecache.resident_share([file]) <= 0.02
 
 
 def test_pages_that_the_kernel_keeps_are_reported() -> None:
@@ -226,7 +227,7 @@ def test_pages_that_the_kernel_keeps_are_reported() -> None:
     file = memory / f"labkit-{os.getpid()}"
     try:
         file.write_bytes(b"x" * 100_000)
-        assert loading.drop_pages([file]) == "the kernel kept 100% of the files' pages in the cache"
+        assert pagecache.drop_pages([file]) == "the kernel kept 100% of the files' pages in the cache"
     finally:
         file.unlink()
 
@@ -238,8 +239,8 @@ def saved(folder: Path) -> Path:
 
 
 def test_loads_are_timed_cold_and_warm(tmp_path: Path) -> None:
-    spec = decode.LoadSpec(model=str(saved(tmp_path / "m")), dtype="float32", repeats=2)
-    found = decode.measure_load(spec)
+    spec = loading.LoadSpec(model=str(saved(tmp_path / "m")), dtype="float32", repeats=2)
+    found = loading.measure_load(spec)
     assert len(found["warm_seconds"]) == 2
     assert (found["cold_seconds"] is None) == bool(found["cold_unavailable"])
     assert found["cold_unavailable"] or len(found["cold_seconds"]) == 2
@@ -249,7 +250,7 @@ def test_loads_are_timed_cold_and_warm(tmp_path: Path) -> None:
 
 def test_a_load_whose_pages_stay_has_no_cold_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "drop_pages", lambda files: "the kernel kept 100% of the files' pages in the cache")
-    found = decode.measure_load(decode.LoadSpec(model=str(saved(tmp_path / "m")), repeats=1))
+    found = loading.measure_load(loading.LoadSpec(model=str(saved(tmp_path / "m")), repeats=1))
     assert found["cold_seconds"] is None
     assert "kept 100%" in found["cold_unavailable"]
     assert len(found["warm_seconds"]) == 1
@@ -257,4 +258,4 @@ def test_a_load_whose_pages_stay_has_no_cold_time(tmp_path: Path, monkeypatch: p
 
 def test_a_type_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype 'int9000'"):
-        decode.measure_load(decode.LoadSpec(model=str(tmp_path), dtype="int9000"))
+        loading.measure_load(loading.LoadSpec(model=str(tmp_path), dtype="int9000"))
