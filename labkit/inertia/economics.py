@@ -130,6 +130,7 @@ def meter_table(answers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Lay out what the sensor counted while each model answered, and what is left of it above idling.
 
     A sensor counts the whole chip or board, so the first number holds power that is drawn whether or not a model runs.
+    Where there are no joules the state stands alone; `energy_sentence` has the reason.
 
     Args:
         answers: what `matrix.answer_questions` returned, by model.
@@ -138,18 +139,18 @@ def meter_table(answers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         [
             {
                 "model": model,
-                "joules of all answers": _or_reason(answered["energy"]),
-                "joules above idle": _or_reason(answered["above_idle"]),
-                "idle watts": _or_reason(answered["idle"], per_second=True),
+                "joules of all answers": _joules_or_state(answered["energy"]),
+                "joules above idle": _joules_or_state(answered["above_idle"]),
+                "idle watts": _joules_or_state(answered["idle"], per_second=True),
             }
             for model, answered in answers.items()
         ]
     )
 
 
-def _or_reason(energy: Mapping[str, Any], *, per_second: bool = False) -> str:
+def _joules_or_state(energy: Mapping[str, Any], *, per_second: bool = False) -> str:
     if energy["joules"] is None:
-        return f"{energy['state']}: {energy['reason']}"
+        return energy["state"]
     value = energy["joules"] / energy["seconds"] if per_second else energy["joules"]
     return f"{value:.3g} ({energy['state']}{', coarse' if energy['coarse'] else ''})"
 

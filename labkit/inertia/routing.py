@@ -135,7 +135,8 @@ def replay(
     if not why:
         recovered, by_chance = ends.apgr(*ours), ends.apgr(*chance)
         apgr, minus_random = _interval(recovered), _interval(recovered - by_chance)
-    equal = None if ends.same_cost else _interval(quality_at - ends.random_quality(cost_at))
+    above = quality_at - ends.random_quality(cost_at)
+    equal = None if ends.same_cost else _interval(np.where(np.abs(above) < _ROUNDING, 0.0, above))
     judged = minus_random or equal
     curve = pd.DataFrame({"cost": ours[0][0], "quality": ours[1][0]})
     return Replay(

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.inertia.economics import energy_sentence, energy_table, published_atp, with_estimate
+from labkit.device.energy import Energy, above_idle
+from labkit.inertia.economics import energy_sentence, energy_table, meter_table, published_atp, with_estimate
 
 WATTS = {"small": 10.0, "large": 40.0}
 
@@ -153,3 +154,17 @@ def test_an_unknown_state_is_refused() -> None:
         quick(matrix(energy_state="guessed"))
     with pytest.raises(ValueError, match="bootstrap is 5"):
         energy_table(matrix(), bootstrap=5)
+
+
+def test_a_sensors_joules_stand_beside_those_above_idle_and_its_watts() -> None:
+    block = Energy(state="measured", joules=300.0, seconds=10.0, sensor="rapl", n_updates=100, resolution_joules=0.1)
+    idle = Energy(state="measured", joules=50.0, seconds=5.0, sensor="rapl", n_updates=30, resolution_joules=0.1)
+    nothing = Energy(state="unavailable", reason="no sensor")
+    answers = {
+        "small": {"energy": block, "idle": idle, "above_idle": above_idle(block, idle)},
+        "large": {"energy": nothing, "idle": nothing, "above_idle": above_idle(nothing, nothing)},
+    }
+    plain = {model: {name: energy.as_dict() for name, energy in own.items()} for model, own in answers.items()}
+    table = meter_table(plain).set_index("model")
+    assert table.loc["small"].tolist() == ["300 (measured)", "200 (measured)", "10 (measured)"]
+    assert set(table.loc["large"]) == {"unavailable"}
