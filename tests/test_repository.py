@@ -82,3 +82,6 @@ def test_the_readmes_held_out_counts_are_the_published_ones():
     template = table.loc[table["arm"] == "template negatives"].iloc[0]
     assert template["low"] < 0.5 < template["high"]
     assert f"training loss {template['training loss']:.4f}" in readme
+    shuffled = table.loc[table["arm"] == "shuffled labels"].iloc[0]
+    assert shuffled["low"] < 0.5 < shuffled["high"]
+    assert f"(five shuffles, {shuffled['correct']} of {shuffled['n']})" in readme

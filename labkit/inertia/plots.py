@@ -125,12 +125,12 @@ def frontier_panel(policies: pd.DataFrame, curve: pd.DataFrame) -> Drawing:
 
     Args:
         policies: rows with policy, quality, quality_low, quality_high, cost, cost_low, cost_high (seconds per query).
-        curve: rows with cost, quality: what sending a random share of the queries to the larger model gives.
+        curve: rows with cost, quality: what sending a random share of the queries to the dearer model gives.
     """
     names = list(dict.fromkeys(policies["policy"]))
     looks = style(names)
     fig, axes = plt.subplots(figsize=(8.0, 5.2))
-    axes.plot(curve["cost"], curve["quality"], color=_GREY, linewidth=1, label="random share to the larger model")
+    axes.plot(curve["cost"], curve["quality"], color=_GREY, linewidth=1, label="random share to the dearer model")
     for row in policies.itertuples():
         error = {
             "xerr": [[row.cost - row.cost_low], [row.cost_high - row.cost]],
