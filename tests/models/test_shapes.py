@@ -105,7 +105,9 @@ print((device.peak_rss_bytes() - before) / models.weight_bytes(model))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux alone")
 def test_building_takes_little_more_memory_than_the_weights() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False)
-    assert 0.95 < float(done.stdout) < 1.1, done.stderr
+    # Chunks of several threads lie in memory at once, 1.04 to 1.12 times the weights as threads happen to meet; a model
+    # built in float32 and rounded would take 3, and one whose largest matrix is drawn whole 1.9.
+    assert 0.95 < float(done.stdout) < 1.25, done.stderr
 
 
 def test_weights_are_held_in_the_type_asked_for_and_tied_ones_count_once() -> None:
