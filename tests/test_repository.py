@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import yaml
 
-from labkit import claims, paths
+from labkit import audit, claims, paths
 
 ROOT = paths.root()
 
@@ -85,3 +85,20 @@ def test_the_readmes_held_out_counts_are_the_published_ones():
     shuffled = table.loc[table["arm"] == "shuffled labels"].iloc[0]
     assert shuffled["low"] < 0.5 < shuffled["high"]
     assert f"(five shuffles, {shuffled['correct']} of {shuffled['n']})" in readme
+
+
+def test_what_the_readme_says_the_audit_finds_is_what_it_finds():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    found = {f.claim: f.recomputed for f in audit.audit(claims.ledgers("size_inertia")[0]) if f.kind == "contradiction"}
+    assert f"5.46x is {float(found['inertia.phi_2.size_ratio']):.2f}x" in readme
+    full = [float(end) for end in found["inertia.inference.ratio_full_length"].split(" to ")]
+    assert f"3.42x is {sum(full) / 2:.2f}x" in readme
+    assert f"122 GB and {found['inertia.hardware.ram']} GB are one memory" in readme
+
+
+def test_what_the_readme_says_of_routing_is_in_the_published_matrix():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "the smaller one is not even cheaper per query, because it writes more" in readme
+    matrix = pd.read_csv(ROOT / "figures" / "cpu-24gb" / "size_inertia" / "matrix.csv")
+    mean = matrix.groupby("model")[["seconds", "tokens_out"]].mean()
+    assert (mean.loc["smollm2-135m"] > mean.loc["gemma-3-270m"]).all()

@@ -76,7 +76,7 @@ def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.0, 0.5 * len(rungs) + 1.8), sharey=True)
     y = np.arange(len(rungs))
     looks = style(["measured", "floor at the measured read bandwidth", "prefill", "training step"])
-    left.barh(y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, measured")
+    left.barh(y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, % of the bandwidth")
     floor = looks["floor at the measured read bandwidth"]["color"]
     left.barh(y + 0.2, rungs["roofline_ms"], 0.38, color=floor, label="bytes over the measured bandwidth")
     for at, row in zip(y, rungs.itertuples(), strict=True):
@@ -113,7 +113,7 @@ def quantization_panel(rows: pd.DataFrame) -> Drawing:
             drawn, [f"{row.ms_per_token:.3g} ms\n{row.gib:.2f} GiB" for row in part.itertuples()], fontsize=8
         )
     ratio = rows.groupby("weights", sort=False)["ratio"].first()
-    axes.set_xticks(range(len(kinds)), [f"{kind}\nratio {ratio[kind]:.2f}" for kind in kinds])
+    axes.set_xticks(range(len(kinds)), [f"{kind}\nlarger / smaller: {ratio[kind]:.2f}" for kind in kinds])
     axes.set(ylabel="ms per token", ylim=(0, rows["ms_per_token"].max() * 1.2))
     axes.grid(visible=False, axis="x")
     fig.legend(loc="outside lower center", ncols=len(names))

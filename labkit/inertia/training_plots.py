@@ -100,7 +100,9 @@ def held_out_panel(held_out: pd.DataFrame) -> Drawing:
             axes.plot(single, [y + 0.16] * len(single), **look | {"marker": ".", "markersize": 4})
     axes.axvline(0.5, color=_GREY, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(arms)), arms)
-    axes.set(xlim=(0, 1), xlabel=f"held-out pairs preferred rightly (of {held_out['pairs'].max()}), 95 % interval")
+    label = f"held-out pairs preferred rightly (of {held_out['pairs'].max()}), 95 % interval"
+    several = held_out["each"].str.contains(" ").any()
+    axes.set(xlim=(0, 1), xlabel=f"{label}; dots: single runs" if several else label)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     handles = [Line2D([], [], label=name, **looks[name] | {"linestyle": "none"}) for name in models]

@@ -169,7 +169,7 @@ def test_each_rung_shows_the_share_of_the_roofline(rungs: pd.DataFrame) -> None:
 def test_each_weight_type_shows_its_ratio_between_the_sizes(quantized: pd.DataFrame) -> None:
     fig, _ = plots.quantization_panel(quantized)
     labels = [label.get_text() for label in fig.axes[0].get_xticklabels()]
-    assert labels == ["bfloat16\nratio 4.00", "int8\nratio 3.00"]
+    assert labels == ["bfloat16\nlarger / smaller: 4.00", "int8\nlarger / smaller: 3.00"]
 
 
 def test_each_policy_is_a_point_at_its_cost_and_quality(policies: pd.DataFrame) -> None:

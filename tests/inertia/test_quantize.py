@@ -76,8 +76,9 @@ def test_results_are_plain_json_with_conditions_that_name_the_weights(
 def test_int4_shrinks_further_or_says_why_it_cannot(int8: dict[str, Any]) -> None:
     found = quantize.measure_quantized(spec("int4"))
     if not found["supported"]:
-        assert found["why"]
-        pytest.skip(found["why"])
+        assert "int4" in found["why"]
+        assert "seconds_per_token" not in found
+        return
     assert found["bytes_per_token"] < 0.65 * int8["bytes_per_token"]
     assert found["agreement"]["mean_abs"] > int8["agreement"]["mean_abs"]
 
