@@ -76,7 +76,9 @@ def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.0, 0.5 * len(rungs) + 1.8), sharey=True)
     y = np.arange(len(rungs))
     looks = style(["measured", "floor at the measured read bandwidth", "prefill", "training step"])
-    left.barh(y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, % of the bandwidth")
+    left.barh(
+        y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, % of the bandwidth"
+    )
     floor = looks["floor at the measured read bandwidth"]["color"]
     left.barh(y + 0.2, rungs["roofline_ms"], 0.38, color=floor, label="bytes over the measured bandwidth")
     for at, row in zip(y, rungs.itertuples(), strict=True):

@@ -105,8 +105,8 @@ print((device.peak_rss_bytes() - before) / models.weight_bytes(model))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux alone")
 def test_building_takes_little_more_memory_than_the_weights() -> None:
-    # What glibc keeps of freed chunks varies by a tenth of the weights; a fixed threshold hands every chunk back, so that
-    # what is measured is what the builder holds.
+    # What glibc keeps of freed chunks varies by a tenth of the weights; a fixed threshold hands every chunk back, so
+    # that what is measured is what the builder holds.
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False, env=exact)
     assert 0.95 < float(done.stdout) < 1.1, done.stderr
