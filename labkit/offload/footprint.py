@@ -1,0 +1,174 @@
+"""How much memory one layer and the head take at work, counted without allocating any.
+
+A layer is run forward and backward on tensors that have shapes but no memory; every storage that comes to life and goes
+is counted, so the peak is that of the model's own code with its own attention and its own adapters.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from labkit.offload.body import Body, Calls, run_layer
+from labkit.offload.head import token_loss
+from labkit.offload.skeleton import Skeleton
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """Bytes by the number of samples in a micro-batch: a constant, and so much for each."""
+
+    fixed: float
+    """Bytes whatever the number of samples."""
+    per_sample: float
+    """Bytes of each sample."""
+
+    def __call__(self, samples: int) -> int:
+        """Return the bytes for a number of samples."""
+        return int(self.fixed + samples * self.per_sample)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Memory that samples of one length take."""
+
+    hidden: int
+    """Bytes of one sample's hidden states."""
+    arguments: int
+    """Bytes of what the layers of one sample are called with: masks, positions, rotations."""
+    layer: Line
+    """A layer's recomputation and gradient, or its forward pass in a model without adapters."""
+    head: Line
+    """Logits of one piece of the vocabulary, the loss, and the gradient by the hidden states."""
+
+
+def measure(skeleton: Skeleton, seq_len: int, n_pieces: int = 1) -> Footprint:
+    """Count what samples take.
+
+    Args:
+        skeleton: the model without weights.
+        seq_len: tokens of a sample.
+        n_pieces: pieces that the output matrix is read in.
+    """
+    body = _body_of_zeros(skeleton)
+    calls = [body.open(_padded(samples, seq_len)) for samples in (1, 2)]
+    hidden = calls[0].hidden
+    return Footprint(
+        hidden=hidden.numel() * hidden.element_size(),
+        arguments=_storage_bytes(calls[0].arguments),
+        layer=_line(lambda samples: _layer_peak(skeleton, calls[samples - 1])),
+        head=_line(lambda samples: _head_peak(skeleton, body, calls[samples - 1].hidden, n_pieces)),
+    )
+
+
+def _line(peak: Callable[[int], int]) -> Line:
+    one, two = peak(1), peak(2)
+    return Line(fixed=2 * one - two, per_sample=two - one)
+
+
+def _layer_peak(skeleton: Skeleton, calls: Calls) -> int:
+    trained = skeleton.lowest_trained < len(skeleton.layers)
+    layer = max(skeleton.layers, key=_n_trainable)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        arguments = tree_map(lambda leaf: _faked(fake, leaf), calls.arguments[0])
+        weights = {name: _empty(p) for name, p in layer.named_parameters(remove_duplicate=False)}
+        own = [weight for weight in weights.values() if weight.requires_grad]
+        hidden = _empty(calls.hidden).requires_grad_(trained)
+        upstream = torch.empty_like(hidden)
+        with torch.set_grad_enabled(trained), LiveBytes() as live:
+            out = run_layer(layer, weights, hidden, arguments)
+            if trained:
+                torch.autograd.grad(out, [hidden, *own], upstream, allow_unused=True)
+            del out
+        return live.peak
+
+
+def _head_peak(skeleton: Skeleton, body: Body, hidden: torch.Tensor, n_pieces: int) -> int:
+    vocabulary, width = skeleton.rest[skeleton.head].shape
+    dtype, n_rows = skeleton.model.dtype, -(-vocabulary // n_pieces)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head = {skeleton.head: torch.empty(n_rows, width, dtype=dtype)}
+        head |= {name: torch.empty(n_rows, dtype=dtype) for name in skeleton.beside_head}
+        labels = torch.empty(hidden.shape[:2], dtype=torch.long)
+        leaf = _empty(hidden).requires_grad_()
+        with torch.enable_grad(), LiveBytes() as live:
+            loss = token_loss(body.logits({}, leaf, head), labels, 1)
+            torch.autograd.grad(loss, leaf)
+        return live.peak
+
+
+def _n_trainable(layer: nn.Module) -> int:
+    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype).requires_grad_(like.requires_grad)
+
+
+def _faked(fake: FakeTensorMode, leaf: Any) -> Any:
+    return fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _storage_bytes(tree: Any) -> int:
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def _body_of_zeros(skeleton: Skeleton) -> Body:
+    """Return the code around the layers with zeros for weights: shapes are all that is asked of it."""
+    dtype = skeleton.model.dtype
+    kept = {name: torch.zeros(skeleton.rest[name].shape, dtype=dtype) for name in skeleton.kept}
+    width = skeleton.rest[skeleton.table].shape[1]
+    return Body(
+        skeleton.model,
+        skeleton.layers,
+        lambda ids: (torch.zeros(1, width, dtype=dtype), torch.zeros_like(ids)),
+        kept,
+    )
+
+
+def _padded(samples: int, seq_len: int) -> dict[str, torch.Tensor]:
+    """Return samples with padding: without any, models leave out masks."""
+    mask = torch.ones(samples, seq_len, dtype=torch.long)
+    mask[:, 0] = 0
+    return {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made within the block that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operation and count what it returns, views of what was there before aside."""
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.add(tensor.untyped_storage()._cdata)
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += n_bytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, n_bytes)
+
+    def _forget(self, key: int, n_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= n_bytes

@@ -1,0 +1,160 @@
+"""Run a measurement in an interpreter of its own under a limit that the kernel enforces.
+
+A notebook's kernel holds plots, tables and whatever ran before; what a model takes can be told only in a process that
+does nothing else. The limit is a memory cgroup where this process may make one, and RLIMIT_DATA always, which refuses
+memory beyond it at the moment it is asked for.
+
+    python -m labkit.offload.isolated < request.json    (what `run_isolated` starts; it writes the result to a file)
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labkit.offload.memory import anonymous_bytes
+from labkit.units import MIB
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_KILLED = -9
+_UNTOUCHED = 96 * MIB
+"""Private memory that is mapped and never touched: stacks of threads still to come, gaps before huge pages."""
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
+
+
+class LimitReached(RuntimeError):
+    """The kernel refused memory or ended the process at the limit."""
+
+
+def run_isolated(function: str, arguments: Mapping[str, Any], *, threads: int, limit_bytes: int) -> dict[str, Any]:
+    """Call a function in a new interpreter.
+
+    Args:
+        function: "package.module:name"; it takes and returns what JSON can hold.
+        arguments: its keyword arguments.
+        threads: torch's threads.
+        limit_bytes: anonymous memory of the process at most; 0 for no limit.
+
+    Returns:
+        what it returned, and under `limits` what was enforced and how far it was used.
+
+    Raises:
+        LimitReached: it wanted more memory.
+        RuntimeError: it failed otherwise; its error output has been shown.
+    """
+    request = {"function": function, "arguments": dict(arguments), "threads": threads, "limit_bytes": limit_bytes}
+    with tempfile.TemporaryDirectory() as folder, _cgroup(limit_bytes) as group:
+        request |= {"out": str(Path(folder) / "out.json"), "cgroup": None if group is None else str(group)}
+        done = subprocess.run(
+            [sys.executable, "-m", __name__], input=json.dumps(request), text=True, env=_environment(threads)
+        )
+        out = Path(request["out"])
+        answer = json.loads(out.read_text()) if out.exists() else {}
+        if done.returncode or "result" not in answer:
+            kind = LimitReached if done.returncode == _KILLED or answer.get("memory") else RuntimeError
+            raise kind(answer.get("error") or f"{function} ended with exit code {done.returncode}")
+        limits = answer["limits"] | {"cgroup": group is not None, "cgroup_peak_bytes": _read(group, _PEAKS)}
+        return answer["result"] | {"limits": limits}
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Return the environment of the child: torch takes large pieces of memory in huge pages, and glibc as it likes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    return kept | {"THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": str(threads)}
+
+
+@contextmanager
+def _cgroup(limit_bytes: int) -> Iterator[Path | None]:
+    """Make a memory cgroup below this process's own, version 2 or 1; None where that is not allowed."""
+    group = _own_group() / f"labkit-{os.getpid()}" if limit_bytes else None
+    try:
+        if group is not None:
+            group.mkdir()
+            next(group / name for name in _LIMITS if (group / name).exists()).write_text(str(limit_bytes))
+    except (OSError, StopIteration):
+        if group is not None and group.is_dir():
+            group.rmdir()
+        group = None
+    try:
+        yield group
+    finally:
+        if group is not None:
+            group.rmdir()
+
+
+def _own_group() -> Path:
+    lines = _MEMBERSHIP.read_text().splitlines() if _MEMBERSHIP.exists() else []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return _CGROUPS / "memory" / name.lstrip("/")
+    return _CGROUPS / (lines[-1].split(":", 2)[2].lstrip("/") if lines else "")
+
+
+def _read(group: Path | None, names: tuple[str, ...]) -> int | None:
+    found = [group / name for name in names if (group / name).exists()] if group is not None else []
+    return int(found[0].read_text()) if found else None
+
+
+def _serve() -> None:
+    """Do what stands on the standard input, and write what came of it."""
+    request = json.load(sys.stdin)
+    if request["cgroup"]:
+        (Path(request["cgroup"]) / "cgroup.procs").write_text(str(os.getpid()))
+    module, _, name = request["function"].partition(":")
+    answer: dict[str, Any] = {}
+    try:
+        work = getattr(importlib.import_module(module), name)
+        _set_threads(request["threads"])
+        answer["limits"] = _limit_data(request["limit_bytes"])
+        answer["result"] = work(**request["arguments"])
+    except BaseException as error:
+        answer |= {"error": f"{type(error).__name__}: {error}", "memory": _is_about_memory(error)}
+        raise
+    finally:
+        Path(request["out"]).write_text(json.dumps(answer))
+
+
+def _set_threads(threads: int) -> None:
+    from labkit import device
+
+    device.set_threads(threads)
+
+
+def _limit_data(limit_bytes: int) -> dict[str, Any]:
+    """Limit private memory; what is mapped and never touched, stacks for one, is let through."""
+    base = anonymous_bytes()
+    if not limit_bytes:
+        return {"limit_bytes": 0, "base_bytes": base}
+    untouched = _mapped_data_bytes() - base + _UNTOUCHED
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + untouched, resource.RLIM_INFINITY))
+    return {"limit_bytes": limit_bytes, "base_bytes": base, "rlimit_data": limit_bytes + untouched}
+
+
+def _mapped_data_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+
+
+def _is_about_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # oneDNN says only that it could not create a primitive when there is no memory for its code.
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in ("allocate memory", "create a primitive"))
+
+
+if __name__ == "__main__":
+    _serve()

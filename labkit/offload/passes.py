@@ -1,0 +1,245 @@
+"""One pass of a batch through a streamed model: up without gradient, through the head, and down again.
+
+The schedule is vertical (L2L, arXiv 2002.05645; GreedySnake, arXiv 2512.17570): a layer is loaded once and applied to
+every micro-batch before the next one. On the way down each layer is recomputed with its graph and differentiated at
+once, so no graph outlives the buffer that its weights lie in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from labkit.offload.body import Body, Calls, run_layer
+from labkit.offload.boundaries import Block, InMemory, Spilled
+from labkit.offload.head import Batch, Head
+from labkit.offload.readers import Reader
+from labkit.offload.skeleton import Skeleton, weights_of
+from labkit.offload.slots import SlotPool
+from labkit.offload.store import Store
+
+
+class NotFinite(FloatingPointError):
+    """A hidden state, loss or gradient is infinite or no number; the message names step, layer and remedy."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A batch on its way."""
+
+    batches: list[Batch]
+    """Its micro-batches."""
+    calls: list[Calls]
+    """What the layers are called with for each of them."""
+    hidden: list[torch.Tensor]
+    """Hidden states of each at the present layer, [b, T, d]; behind the head, the loss's gradient by them."""
+    step: int
+    """Number of the optimizer step, which dropout depends on."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each, over the tokens of the whole pass."""
+
+
+@dataclass(slots=True, eq=False)
+class Passes:
+    """Runs work through the layers."""
+
+    skeleton: Skeleton
+    """The model without weights."""
+    body: Body
+    """Its code around the layers."""
+    head: Head
+    """Its loss."""
+    store: Store
+    """Where layers and pieces of the head lie; pieces come after the layers."""
+    by_row: Reader
+    """Reads rows of the embedding."""
+    pool: SlotPool
+    """Buffers they take turns in."""
+    boundaries: InMemory | Spilled
+    """Keeps what goes into each layer."""
+    prefix: Spilled
+    """Keeps what comes out of the layers below the lowest trained one, where that is the same each time."""
+    seed: int
+    """Of dropout."""
+    device: torch.device
+    """Where layers are computed."""
+    training: bool = True
+    """Whether dropout is on."""
+    visited: Callable[[str], None] = lambda place: None
+    """Is told of each layer and piece of the head that is done with."""
+    _hidden: Block = field(default_factory=Block)
+
+    def open(self, batch: Batch, micro_batch: int, step: int) -> Work:
+        """Cut a batch into micro-batches and run what comes before the layers."""
+        rows = range(0, len(batch["input_ids"]), micro_batch)
+        batches = [{name: value[at : at + micro_batch].to(self.device) for name, value in batch.items()} for at in rows]
+        calls = []
+        for m, own in enumerate(batches):
+            with self._seeded(step, -1, m):
+                calls.append(self.body.open(_inputs(own)))
+        hidden = self._hidden.tensors([call.hidden for call in calls])
+        for own, call in zip(hidden, calls, strict=True):
+            own.copy_(call.hidden)
+            del call.hidden
+        return Work(batches=batches, calls=calls, hidden=hidden, step=step)
+
+    def up(self, work: Work, *, keep: bool) -> None:
+        """Run every layer without gradient; with `keep` what goes into those on the way back is kept."""
+        n, lowest = len(self.skeleton.layers), self.skeleton.lowest_trained
+        if keep:
+            each = dict(enumerate(work.hidden))
+            self.boundaries.reserve({(i, m): each[m] for i in range(lowest, n) for m in each})
+        for i in range(self._skip_prefix(work), n):
+            if i == lowest:
+                self._remember_prefix(work)
+            with self._layer(i, i + 1) as weights, torch.no_grad():
+                for m in range(len(work.hidden)):
+                    if keep and i >= lowest:
+                        self.boundaries.put((i, m), work.hidden[m])
+                    work.hidden[m].copy_(self._run(work, i, m, weights, work.hidden[m]))
+            _require_finite(work.hidden, f"what layer {i} returned", work.step)
+
+    def _skip_prefix(self, work: Work) -> int:
+        """Return the first layer to run: the lowest trained one where what comes below it has been seen before."""
+        if not self._prefix_is_fixed() or not all(_content(own) in self.prefix for own in work.batches):
+            return 0
+        for own, hidden in zip(work.batches, work.hidden, strict=True):
+            hidden.copy_(self.prefix.look(_content(own)))
+        return self.skeleton.lowest_trained
+
+    def _prefix_is_fixed(self) -> bool:
+        some = 0 < self.skeleton.lowest_trained < len(self.skeleton.layers)
+        return some and not (self.training and self.skeleton.has_dropout)
+
+    def _remember_prefix(self, work: Work) -> None:
+        if self._prefix_is_fixed():
+            for own, hidden in zip(work.batches, work.hidden, strict=True):
+                if _content(own) not in self.prefix:
+                    self.prefix.put(_content(own), hidden)
+
+    def through_head(self, work: Work, counted: int) -> None:
+        """Note the losses, and put their gradient by the last hidden states in place of those."""
+        work.losses = self.head.loss_and_gradient(work.batches, work.hidden, counted, self._piece)
+        _require_finite([torch.tensor(work.losses)], "the loss", work.step)
+
+    def position_losses(self, work: Work) -> list[torch.Tensor]:
+        """Return the loss of every position of each micro-batch in nats, [b, T - 1], 0 where there is no label."""
+        return self.head.losses(work.batches, work.hidden, self._piece)
+
+    def likeliest(self, work: Work) -> torch.Tensor:
+        """Return the token with the largest logit after the last position of each sample, [b], of one micro-batch."""
+        return self.head.likeliest(work.batches[0], work.hidden[0][:, -1:], self._piece)
+
+    def down(self, work: Work) -> dict[int, torch.Tensor]:
+        """Differentiate layer by layer; return the gradient of each adapter by the id of its parameter."""
+        adapters = [*self.skeleton.adapters().values()]
+        room = dict(zip(map(id, adapters), Block().tensors(adapters), strict=True))
+        seen: set[int] = set()
+        n, lowest = len(self.skeleton.layers), self.skeleton.lowest_trained
+        for i in range(n - 1, lowest - 1, -1):
+            own = [p for p in self.skeleton.layers[i].parameters() if p.requires_grad]
+            with self._layer(i, i - 1 if i > lowest else None) as weights:
+                for m in range(len(work.batches)):
+                    found = self._differentiate(work, i, m, weights, own)
+                    if i > lowest:
+                        work.hidden[m].copy_(found.pop(0))
+                    _accumulate(room, seen, own, found)
+            _require_finite([room[id(p)] for p in own if id(p) in seen], f"a gradient of layer {i}", work.step)
+        return {key: gradient if key in seen else gradient.zero_() for key, gradient in room.items()}
+
+    def _differentiate(
+        self,
+        work: Work,
+        i: int,
+        m: int,
+        weights: Mapping[str, torch.Tensor],
+        own: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor | None]:
+        """Return the gradient by what goes into a layer, if a layer below needs it, and by its adapters."""
+        wanted_below = i > self.skeleton.lowest_trained
+        hidden = self.boundaries.take((i, m)).detach().requires_grad_(wanted_below)
+        wanted = [hidden, *own] if wanted_below else [*own]
+        with torch.enable_grad():
+            out = self._run(work, i, m, weights, hidden)
+        return list(torch.autograd.grad(out, wanted, work.hidden[m], allow_unused=True))
+
+    def _run(
+        self, work: Work, i: int, m: int, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor
+    ) -> torch.Tensor:
+        with self._seeded(work.step, i, m):
+            return run_layer(self.skeleton.layers[i], weights, hidden, work.calls[m].arguments[i])
+
+    @contextmanager
+    def _layer(self, i: int, after: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        """Hold a layer, have the next one read, and yield its weights."""
+        with self._held(i, after) as views:
+            yield weights_of(self.skeleton.layers[i], views)
+
+    @contextmanager
+    def _piece(self, i: int, after: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        """Hold a piece of the head; after the last use of the head the top layer is wanted again."""
+        first = len(self.skeleton.layers)
+        with self._held(
+            first + i, first - 1 if after is None and i == 0 else None if after is None else first + after
+        ) as views:
+            yield views
+
+    @contextmanager
+    def _held(self, i: int, after: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        with self.pool.hold(i) as slot:
+            if after is not None:
+                self.pool.prefetch(after)
+            yield self.store.views(i, slot.memory)
+            if self.device.type == "cuda":
+                # Kernels run behind the program; the buffer may be refilled only when the last one has read it.
+                torch.cuda.synchronize(self.device)
+        n = len(self.skeleton.layers)
+        self.visited(f"layer {i}" if i < n else f"head {i - n}")
+
+    @contextmanager
+    def _seeded(self, step: int, layer: int, micro_batch: int) -> Iterator[None]:
+        """Give dropout the same draw each time a layer meets a micro-batch of a step, in whatever order."""
+        if not self.training:
+            yield
+            return
+        digest = hashlib.sha256(f"{self.seed} {step} {layer} {micro_batch}".encode()).digest()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            yield
+
+
+def _content(batch: Batch) -> str:
+    """Return what tells a micro-batch from others, as far as hidden states depend on it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_inputs(batch).items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _accumulate(
+    room: Mapping[int, torch.Tensor],
+    seen: set[int],
+    own: Sequence[torch.Tensor],
+    found: Sequence[torch.Tensor | None],
+) -> None:
+    for parameter, gradient in zip(own, found, strict=True):
+        if gradient is not None and id(parameter) in seen:
+            room[id(parameter)].add_(gradient)
+        elif gradient is not None:
+            room[id(parameter)].copy_(gradient)
+            seen.add(id(parameter))
+
+
+def _require_finite(tensors: Sequence[torch.Tensor], what: str, step: int) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise NotFinite(
+            f"step {step}: {what} is not finite; compute in bfloat16 or float32 instead of float16, or lower the rate"
+        )

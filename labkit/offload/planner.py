@@ -1,0 +1,285 @@
+"""What training a checkpoint takes, worked out before anything is allocated: memory, bytes, seconds, and the choice of
+micro-batch, buffers and place of the kept hidden states that fits a budget.
+
+The memory follows from the headers and from one layer run without weights (`footprint`). The seconds are a roofline,
+max(bytes / bandwidth, FLOPs / rate), with both rates measured on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from labkit.offload.footprint import Footprint
+from labkit.units import MIB, format_bytes
+
+ADAM_BYTES = 16
+"""Bytes per adapter parameter in float32: value, gradient and AdamW's two moments."""
+SLACK_BYTES = 64 * MIB
+"""Memory that no formula names: allocators, threads, the model's modules, kernels loaded on first use."""
+ALLOCATOR = 3.0
+"""Memory an allocator holds for a layer at work, over what is alive: it keeps gaps. Measured with glibc: 1.3 to 3.5."""
+FEWEST_SLOTS = 2
+"""Buffers below which nothing can be read while a layer is used."""
+MOST_TOKENS = 512
+"""Tokens of a micro-batch beyond which matrix products on this kind of machine get no faster."""
+
+
+class TooSmall(ValueError):
+    """A budget below what the job needs at its leanest; the message has the smallest one that works."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A model and its adapters in the numbers that a plan needs."""
+
+    n_layers: int
+    """Decoder layers."""
+    lowest_trained: int
+    """Lowest layer with an adapter; `n_layers` without any."""
+    slot_bytes: int
+    """Bytes of a buffer: the largest layer as it is held."""
+    layer_bytes: int
+    """Bytes of all layers on disk."""
+    head_bytes: int
+    """Bytes of the output matrix on disk."""
+    n_pieces: int
+    """Pieces the output matrix is read in, each no larger than a buffer."""
+    kept_bytes: int
+    """Bytes of what lies outside the layers and is always in memory."""
+    staging_bytes: int
+    """Bytes that reading takes besides the buffers: to convert a tensor, or to align a direct read."""
+    layer_parameters: int
+    """Parameters of all layers."""
+    head_parameters: int
+    """Parameters of the output matrix."""
+    adapter_parameters: int
+    """Trainable parameters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """How fast this machine reads and computes, measured."""
+
+    bytes_per_second: float
+    """Weights from the disk, with a cold cache."""
+    flops_per_second: float
+    """Matrix products of a micro-batch in the type that is computed in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How a step will be run, and what it takes."""
+
+    memory_bytes: int
+    """The budget."""
+    batch_size: int
+    """Samples of a step."""
+    seq_len: int
+    """Tokens of a sample."""
+    micro_batch: int
+    """Samples that go through a layer together."""
+    slots: int
+    """Buffers that layers take turns in."""
+    spill: bool
+    """Whether what goes into each layer is kept in a file instead of in memory."""
+    head_pieces: int
+    """Pieces that the output matrix is read in."""
+    parts: Mapping[str, int]
+    """Bytes of the peak by what they are for."""
+    bytes_read: int
+    """Bytes of layers and head read in a step after the first."""
+    first_bytes_read: int
+    """The same in the first step, when nothing is there yet."""
+    flops: float
+    """Floating-point operations of a step."""
+    rates: Rates
+    """What the seconds are computed with."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest memory of the process that no file backs."""
+        return sum(self.parts.values())
+
+    @property
+    def io_seconds(self) -> float:
+        """Time to read the bytes."""
+        return self.bytes_read / self.rates.bytes_per_second
+
+    @property
+    def compute_seconds(self) -> float:
+        """Time to compute."""
+        return self.flops / self.rates.flops_per_second
+
+    @property
+    def seconds(self) -> float:
+        """Time of a step on the roofline: reading and computing overlap."""
+        return max(self.io_seconds, self.compute_seconds)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, which is one pass over the weights."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def crossover_tokens(self) -> float:
+        """Tokens per pass from which on computing takes longer than reading."""
+        return self.io_seconds / (self.compute_seconds / self.tokens)
+
+    def describe(self) -> str:
+        """Say in a few lines what will happen."""
+        bound = "reading" if self.io_seconds > self.compute_seconds else "computing"
+        kept = "a file" if self.spill else "memory"
+        return (
+            f"{self.batch_size} samples of {self.seq_len} tokens in micro-batches of {self.micro_batch}, "
+            f"{self.slots} buffers, hidden states kept in {kept}\n"
+            f"  {format_bytes(self.peak_bytes)} of {format_bytes(self.memory_bytes)}: {_listed(self.parts)}\n"
+            f"  {format_bytes(self.bytes_read)} read and {self.flops / 1e12:.2f} TFLOP a step, about "
+            f"{self.seconds:.1f} s, bound by {bound}; both take equally long at {self.crossover_tokens:,.0f} tokens"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is asked of a model."""
+
+    shape: Shape
+    """The model and its adapters."""
+    footprint: Footprint
+    """Memory that samples of this length take."""
+    batch_size: int
+    """Samples of a step."""
+    seq_len: int
+    """Tokens of a sample."""
+    base_bytes: int
+    """What the process holds already."""
+    rates: Rates
+    """What the seconds are computed with."""
+
+
+def choose(request: Request, memory_bytes: int, most_samples: int | None = None) -> Plan:
+    """Choose the plan that reads least within a budget.
+
+    Hidden states are kept in memory rather than in a file; then micro-batches are as large as is useful; what is left
+    becomes buffers, each of which saves two loads of a layer in every step.
+
+    Args:
+        request: what is asked.
+        memory_bytes: the budget.
+        most_samples: largest micro-batch; None for the useful size.
+
+    Raises:
+        TooSmall: nothing fits.
+    """
+    for spill in (False, True):
+        for micro_batch in _micro_batches(request, most_samples):
+            plan = _plan(request, memory_bytes, micro_batch, FEWEST_SLOTS, spill)
+            if plan.peak_bytes <= memory_bytes:
+                spare = (memory_bytes - plan.peak_bytes) // request.shape.slot_bytes
+                slots = min(FEWEST_SLOTS + spare, request.shape.n_layers + request.shape.n_pieces)
+                return _plan(request, memory_bytes, micro_batch, slots, spill)
+    leanest = _plan(request, memory_bytes, 1, FEWEST_SLOTS, True)
+    raise TooSmall(
+        f"{request.batch_size} samples of {request.seq_len} tokens need at least {format_bytes(leanest.peak_bytes)} "
+        f"({_listed(leanest.parts)}), and the budget is {format_bytes(memory_bytes)}; raise it, shorten the samples "
+        "or take fewer"
+    )
+
+
+def with_choices(request: Request, memory_bytes: int, choices: Mapping[str, int | bool | None]) -> Plan:
+    """Return a plan of which some choices (micro_batch, slots, spill) were made by hand, those that are not None.
+
+    Raises:
+        TooSmall: a choice that was left open finds no room.
+    """
+    made = {name: value for name, value in choices.items() if value is not None}
+    if len(made) < len(choices):
+        chosen = choose(request, memory_bytes, choices["micro_batch"])
+        made = {"micro_batch": chosen.micro_batch, "slots": chosen.slots, "spill": chosen.spill} | made
+    made["micro_batch"] = min(made["micro_batch"], request.batch_size)
+    return _plan(request, memory_bytes, **made)
+
+
+def _micro_batches(request: Request, most_samples: int | None) -> Iterator[int]:
+    """Yield sizes to try, largest first: the useful one, then powers of two."""
+    useful = most_samples or max(1, MOST_TOKENS // request.seq_len)
+    size = min(request.batch_size, useful)
+    yield size
+    yield from (2**k for k in range(size.bit_length(), -1, -1) if 2**k < size)
+
+
+def _plan(request: Request, memory_bytes: int, micro_batch: int, slots: int, spill: bool) -> Plan:
+    first, later = _bytes_read(request.shape, slots)
+    return Plan(
+        memory_bytes=memory_bytes,
+        batch_size=request.batch_size,
+        seq_len=request.seq_len,
+        micro_batch=micro_batch,
+        slots=slots,
+        spill=spill,
+        head_pieces=request.shape.n_pieces,
+        parts=_parts(request, micro_batch, slots, spill),
+        bytes_read=later,
+        first_bytes_read=first,
+        flops=_flops(request),
+        rates=request.rates,
+    )
+
+
+def _parts(request: Request, micro_batch: int, slots: int, spill: bool) -> dict[str, int]:
+    shape, footprint = request.shape, request.footprint
+    all_hidden = request.batch_size * footprint.hidden
+    n_kept = 0 if spill else shape.n_layers - shape.lowest_trained
+    # The gradient takes the hidden states' place; by pieces it is summed up in float32 before.
+    n_at_head = 1 if shape.n_pieces == 1 else 3
+    return {
+        "process": request.base_bytes + SLACK_BYTES,
+        "buffers": slots * shape.slot_bytes + shape.staging_bytes,
+        "outside the layers": shape.kept_bytes,
+        "adapters": shape.adapter_parameters * ADAM_BYTES,
+        "hidden states": n_at_head * all_hidden + request.batch_size * footprint.arguments,
+        "kept for the way back": n_kept * all_hidden,
+        "at work": int(ALLOCATOR * max(footprint.layer(micro_batch), footprint.head(micro_batch))),
+    }
+
+
+def _bytes_read(shape: Shape, slots: int) -> tuple[int, int]:
+    """Return the bytes of the first step and of a later one, by walking the schedule with that many buffers.
+
+    A step walks up through the layers and the pieces of the head, down through the pieces if there are several, and
+    down to the lowest layer with an adapter.
+    """
+    pieces = [*range(shape.n_layers, shape.n_layers + shape.n_pieces)]
+    again = pieces[::-1] if len(pieces) > 1 else []
+    walk = [*range(shape.n_layers), *pieces, *again, *range(shape.n_layers - 1, shape.lowest_trained - 1, -1)]
+    held: list[int] = []
+    per_step = []
+    for _ in range(2):
+        n_bytes = 0.0
+        for unit in walk:
+            if unit in held:
+                held.remove(unit)
+            else:
+                n_bytes += _unit_bytes(shape, unit)
+                del held[: max(0, len(held) - slots + 1)]
+            held.append(unit)
+        per_step.append(round(n_bytes))
+    return per_step[0], per_step[1]
+
+
+def _unit_bytes(shape: Shape, unit: int) -> float:
+    in_layers = unit < shape.n_layers
+    return shape.layer_bytes / shape.n_layers if in_layers else shape.head_bytes / shape.n_pieces
+
+
+def _flops(request: Request) -> float:
+    """Count 2 FLOPs per parameter and token up, and on the way back 2 to recompute and 2 for the hidden states."""
+    shape = request.shape
+    share_down = (shape.n_layers - shape.lowest_trained) / shape.n_layers
+    layers = shape.layer_parameters * (2 + 4 * share_down)
+    head = shape.head_parameters * (4 if shape.n_pieces == 1 else 6)
+    return request.batch_size * request.seq_len * (layers + head)
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)
