@@ -26,7 +26,7 @@ from labkit.offload.boundaries import Spilled
 from labkit.offload.generate import generate
 from labkit.offload.head import Batch
 from labkit.offload.headers import open_checkpoint
-from labkit.offload.planner import Plan, Rates, choose, with_choices
+from labkit.offload.planner import Plan, Rates, choose
 from labkit.offload.readers import Way
 from labkit.offload.step_report import Meter, StepReport
 from labkit.progress import Progress
@@ -152,6 +152,7 @@ class StreamedLM:
         self.trial = assemble.try_reading(self._parts)
         self.reader = reader or self.trial.way
         self._plans: dict[tuple[int, int], Plan] = {}
+        self._resumed_choices: dict[str, dict[str, int]] = {}
         self.plan_for(1, 1)
         self.passes = assemble.build_passes(self._parts, self.reader, seed, Spilled(self._spill_dir))
         self._optimizer: torch.optim.Optimizer | None = None
@@ -181,7 +182,8 @@ class StreamedLM:
         if shape not in self._plans:
             rates = assemble.rates_of(self._parts, self.trial, self.reader, batch_size * seq_len)
             request = assemble.request_for(self._parts, self.reader, batch_size, seq_len, rates)
-            self._plans[shape] = with_choices(request, self._budget, self._choices)
+            made = self._choices | self._resumed_choices.get(f"{batch_size}x{seq_len}", {})
+            self._plans[shape] = choose(request, self._budget, **made)
         return self._plans[shape]
 
     def gradients(self, batch: Batch, *, step: int | None = None) -> tuple[float, dict[str, torch.Tensor]]:
@@ -294,6 +296,7 @@ class StreamedLM:
         """
         state = {"step": self.step_number, "seed": self.seed, "checkpoint": str(self.folder.resolve())}
         state |= {"base": self._parts.checkpoint.fingerprint(), "extra": dict(extra or {})}
+        state["choices"] = {f"{n}x{t}": {"micro_batch": p.micro_batch} for (n, t), p in self._plans.items()}
         state["dtype"] = str(self._parts.skeleton.model.dtype).removeprefix("torch.")
         persist.save_state(Path(path), state, self.lora, self.adapters(), self._optimizer)
 
@@ -316,6 +319,8 @@ class StreamedLM:
         persist.require_same_base(Path(path), state["base"], model._parts.checkpoint)
         persist.copy_into(Path(path), model.adapters())
         model.step_number, model.extra, model._resumed = state["step"], state["extra"], Path(path)
+        # Sums over other micro-batches round otherwise, so what a shape was run with once it is run with again.
+        model._resumed_choices = state["choices"]
         return model
 
     extra: Mapping[str, Any] = {}

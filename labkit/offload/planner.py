@@ -157,7 +157,7 @@ class Request:
     """What the seconds are computed with."""
 
 
-def choose(request: Request, memory_bytes: int, most_samples: int | None = None) -> Plan:
+def choose(request: Request, memory_bytes: int, **made: int | bool | None) -> Plan:
     """Choose the plan that reads least within a budget.
 
     Hidden states are kept in memory rather than in a file; then micro-batches are as large as is useful; what is left
@@ -166,19 +166,20 @@ def choose(request: Request, memory_bytes: int, most_samples: int | None = None)
     Args:
         request: what is asked.
         memory_bytes: the budget.
-        most_samples: largest micro-batch; None for the useful size.
+        made: choices made by hand: micro_batch, slots, spill; None leaves one open.
 
     Raises:
-        TooSmall: nothing fits.
+        TooSmall: nothing fits; the message has the smallest budget that works.
     """
+    fixed = {name: value for name, value in made.items() if value is not None}
     for spill in (False, True):
-        for micro_batch in _micro_batches(request, most_samples):
-            plan = _plan(request, memory_bytes, micro_batch, FEWEST_SLOTS, spill)
+        for micro_batch in _micro_batches(request):
+            choice = {"micro_batch": micro_batch, "slots": FEWEST_SLOTS, "spill": spill} | fixed
+            choice["micro_batch"] = min(choice["micro_batch"], request.batch_size)
+            plan = _plan(request, memory_bytes, **choice)
             if plan.peak_bytes <= memory_bytes:
-                spare = (memory_bytes - plan.peak_bytes) // request.shape.slot_bytes
-                slots = min(FEWEST_SLOTS + spare, request.shape.n_layers + request.shape.n_pieces)
-                return _plan(request, memory_bytes, micro_batch, slots, spill)
-    leanest = _plan(request, memory_bytes, 1, FEWEST_SLOTS, True)
+                return _with_spare_slots(request, plan, choice) if "slots" not in fixed else plan
+    leanest = _plan(request, memory_bytes, **{"micro_batch": 1, "slots": FEWEST_SLOTS, "spill": True} | fixed)
     raise TooSmall(
         f"{request.batch_size} samples of {request.seq_len} tokens need at least {format_bytes(leanest.peak_bytes)} "
         f"({_listed(leanest.parts)}), and the budget is {format_bytes(memory_bytes)}; raise it, shorten the samples "
@@ -186,24 +187,15 @@ def choose(request: Request, memory_bytes: int, most_samples: int | None = None)
     )
 
 
-def with_choices(request: Request, memory_bytes: int, choices: Mapping[str, int | bool | None]) -> Plan:
-    """Return a plan of which some choices (micro_batch, slots, spill) were made by hand, those that are not None.
-
-    Raises:
-        TooSmall: a choice that was left open finds no room.
-    """
-    made = {name: value for name, value in choices.items() if value is not None}
-    if len(made) < len(choices):
-        chosen = choose(request, memory_bytes, choices["micro_batch"])
-        made = {"micro_batch": chosen.micro_batch, "slots": chosen.slots, "spill": chosen.spill} | made
-    made["micro_batch"] = min(made["micro_batch"], request.batch_size)
-    return _plan(request, memory_bytes, **made)
+def _with_spare_slots(request: Request, plan: Plan, choice: Mapping[str, int | bool]) -> Plan:
+    spare = (plan.memory_bytes - plan.peak_bytes) // request.shape.slot_bytes
+    slots = min(plan.slots + spare, request.shape.n_layers + request.shape.n_pieces)
+    return _plan(request, plan.memory_bytes, **{**choice, "slots": slots})
 
 
-def _micro_batches(request: Request, most_samples: int | None) -> Iterator[int]:
+def _micro_batches(request: Request) -> Iterator[int]:
     """Yield sizes to try, largest first: the useful one, then powers of two."""
-    useful = most_samples or max(1, MOST_TOKENS // request.seq_len)
-    size = min(request.batch_size, useful)
+    size = min(request.batch_size, max(1, MOST_TOKENS // request.seq_len))
     yield size
     yield from (2**k for k in range(size.bit_length(), -1, -1) if 2**k < size)
 
