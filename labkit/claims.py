@@ -39,7 +39,7 @@ from labkit.units import GB, GIB, MB, MIB
 LEDGER = Path(__file__).resolve().parent / "ledger"
 COLUMNS = ["claim", "reported", "measured", "unit", "verdict", "grade", "why"]
 _SIZES = {"GB": GB, "GiB": GIB, "MB": MB, "MiB": MIB}
-_TIMES = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+_TIMES = {"milliseconds": 1e-3, "seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 class Verdict(StrEnum):

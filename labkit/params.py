@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from labkit import paths, yaml12
-from labkit.schema import REPORTS, Layer, Params, Scale
+from labkit.reports import REPORTS
+from labkit.schema import Layer, Params, Scale
 
 
 def resolve(report: str, hardware: str, overrides: Mapping[str, Any] | None = None) -> Params:

@@ -12,6 +12,7 @@ from labkit.schema import Params
 _PLANS = {
     "scaling_grid": ("labkit.scaling.cost", "plan_grid"),
     "size_inertia": ("labkit.inertia.cost", "plan_study"),
+    "chunked_offload": ("labkit.offload.cost", "plan_study"),
 }
 
 

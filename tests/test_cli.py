@@ -17,7 +17,7 @@ from papermill.iorw import read_yaml_file
 from rich.console import Console
 
 from labkit import audit, claims, cli, params, paths
-from labkit.schema import REPORTS
+from labkit.reports import REPORTS
 
 REPOSITORY = paths.root()
 

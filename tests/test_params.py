@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from labkit import params, paths, yaml12
-from labkit.schema import REPORTS, Layer, Scale
+from labkit.reports import REPORTS
+from labkit.schema import Layer, Scale
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from labkit.offload.boundaries import Spilled
 from labkit.offload.generate import generate
 from labkit.offload.head import Batch
 from labkit.offload.headers import open_checkpoint
-from labkit.offload.planner import Plan, Rates, choose
+from labkit.offload.memory import anonymous_bytes
+from labkit.offload.planner import Plan, Rates, choose, schedule
 from labkit.offload.readers import Way
 from labkit.offload.step_report import Meter, StepReport
 from labkit.progress import Progress
@@ -52,7 +53,7 @@ def plan(
 
     Args:
         checkpoint: folder as save_pretrained writes it.
-        memory: budget such as "2GiB"; None for nine tenths of what is available.
+        memory: budget such as "2GiB"; None for nine tenths of what is free, and what the process holds.
         batch_size: samples of a step.
         seq_len: tokens of a sample.
         lora: PEFT's configuration of the adapters; None to score only.
@@ -85,7 +86,9 @@ def budget(memory: str | int | None, device: torch.device) -> int:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[1] if cuda else machine.memory_limit_bytes()
     if memory is None:
-        return int(0.9 * (torch.cuda.mem_get_info(device)[0] if cuda else machine.available_memory_bytes()))
+        own = torch.cuda.memory_allocated(device) if cuda else anonymous_bytes()
+        left = torch.cuda.mem_get_info(device)[0] if cuda else machine.available_memory_bytes()
+        return own + int(0.9 * left)
     asked = parse_bytes(memory)
     if asked > free:
         raise ValueError(f"memory is {format_bytes(asked)}, and this process may use {format_bytes(free)} at most")
@@ -162,6 +165,11 @@ class StreamedLM:
     def adapters(self) -> dict[str, torch.nn.Parameter]:
         """Return the trainable parameters by PEFT's names."""
         return self._parts.skeleton.adapters()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self._parts.skeleton.rest[self._parts.skeleton.table].shape[0]
 
     def train(self, mode: bool = True) -> None:
         """Switch dropout on or off."""
@@ -346,7 +354,7 @@ class StreamedLM:
         self.passes.prefix.close()
 
     def _complete(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return complete(batch, self._parts.skeleton.rest[self._parts.skeleton.table].shape[0])
+        return complete(batch, self.vocabulary)
 
     def have_buffers(self, batch_size: int, seq_len: int) -> Plan:
         """Have the buffers that the plan for a batch says, and return it.
@@ -365,7 +373,8 @@ class StreamedLM:
     def _ready(self, batch: Batch, what: str) -> Iterator[int]:
         """Have buffers for a batch, and show progress where it takes long."""
         chosen, passes = self.have_buffers(*batch["input_ids"].shape), self.passes
-        n_units = 2 * len(self._parts.skeleton.layers) - self._parts.skeleton.lowest_trained + len(self._parts.pieces)
+        skeleton, n_pieces = self._parts.skeleton, len(self._parts.pieces)
+        n_units = len(schedule(len(skeleton.layers), skeleton.lowest_trained, n_pieces))
         shown = chosen.seconds > _SHOWN_SECONDS
         with Progress(n_units, f"{what} {self.step_number}") if shown else contextlib.nullcontext() as progress:
             passes.visited = (lambda place: progress.advance(1, place)) if shown else (lambda place: None)

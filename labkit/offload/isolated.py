@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -38,7 +39,9 @@ class LimitReached(RuntimeError):
     """The kernel refused memory or ended the process at the limit."""
 
 
-def run_isolated(function: str, arguments: Mapping[str, Any], *, threads: int, limit_bytes: int) -> dict[str, Any]:
+def run_isolated(
+    function: str, arguments: Mapping[str, Any], *, threads: int, limit_bytes: int = 0, above_bytes: int = 0
+) -> dict[str, Any]:
     """Call a function in a new interpreter.
 
     Args:
@@ -46,6 +49,8 @@ def run_isolated(function: str, arguments: Mapping[str, Any], *, threads: int, l
         arguments: its keyword arguments.
         threads: torch's threads.
         limit_bytes: anonymous memory of the process at most; 0 for no limit.
+        above_bytes: a limit instead by so much above what the process holds once its modules are imported; the
+            function is then told the limit, as `memory`.
 
     Returns:
         what it returned, and under `limits` what was enforced and how far it was used.
@@ -54,8 +59,9 @@ def run_isolated(function: str, arguments: Mapping[str, Any], *, threads: int, l
         LimitReached: it wanted more memory.
         RuntimeError: it failed otherwise; its error output has been shown.
     """
-    request = {"function": function, "arguments": dict(arguments), "threads": threads, "limit_bytes": limit_bytes}
-    with tempfile.TemporaryDirectory() as folder, _cgroup(limit_bytes) as group:
+    request = {"function": function, "arguments": dict(arguments), "threads": threads}
+    request |= {"limit_bytes": limit_bytes, "above_bytes": above_bytes}
+    with tempfile.TemporaryDirectory() as folder, _cgroup(bool(limit_bytes or above_bytes)) as group:
         request |= {"out": str(Path(folder) / "out.json"), "cgroup": None if group is None else str(group)}
         done = subprocess.run(
             [sys.executable, "-m", __name__], input=json.dumps(request), text=True, env=_environment(threads)
@@ -76,13 +82,13 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def _cgroup(limit_bytes: int) -> Iterator[Path | None]:
+def _cgroup(wanted: bool) -> Iterator[Path | None]:
     """Make a memory cgroup below this process's own, version 2 or 1; None where that is not allowed."""
-    group = _own_group() / f"labkit-{os.getpid()}" if limit_bytes else None
+    group = _own_group() / f"labkit-{os.getpid()}" if wanted else None
     try:
         if group is not None:
             group.mkdir()
-            next(group / name for name in _LIMITS if (group / name).exists()).write_text(str(limit_bytes))
+            next(group / name for name in _LIMITS if (group / name).exists())
     except (OSError, StopIteration):
         if group is not None and group.is_dir():
             group.rmdir()
@@ -92,6 +98,11 @@ def _cgroup(limit_bytes: int) -> Iterator[Path | None]:
     finally:
         if group is not None:
             group.rmdir()
+
+
+def _whole_pages(n_bytes: int) -> int:
+    """Round up: the kernel rounds down, and a budget must not lie above the limit."""
+    return -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _own_group() -> Path:
@@ -111,15 +122,17 @@ def _read(group: Path | None, names: tuple[str, ...]) -> int | None:
 def _serve() -> None:
     """Do what stands on the standard input, and write what came of it."""
     request = json.load(sys.stdin)
-    if request["cgroup"]:
-        (Path(request["cgroup"]) / "cgroup.procs").write_text(str(os.getpid()))
+    group = Path(request["cgroup"]) if request["cgroup"] else None
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
     module, _, name = request["function"].partition(":")
     answer: dict[str, Any] = {}
     try:
         work = getattr(importlib.import_module(module), name)
         _set_threads(request["threads"])
-        answer["limits"] = _limit_data(request["limit_bytes"])
-        answer["result"] = work(**request["arguments"])
+        answer["limits"] = _limit(request["limit_bytes"], request["above_bytes"], group)
+        told = {"memory": answer["limits"]["limit_bytes"]} if request["above_bytes"] else {}
+        answer["result"] = work(**request["arguments"], **told)
     except BaseException as error:
         answer |= {"error": f"{type(error).__name__}: {error}", "memory": _is_about_memory(error)}
         raise
@@ -133,14 +146,17 @@ def _set_threads(threads: int) -> None:
     device.set_threads(threads)
 
 
-def _limit_data(limit_bytes: int) -> dict[str, Any]:
-    """Limit private memory; what is mapped and never touched, stacks for one, is let through."""
+def _limit(limit_bytes: int, above_bytes: int, group: Path | None) -> dict[str, Any]:
+    """Limit the cgroup, if there is one, and private memory; what is mapped and never touched is let through there."""
     base = anonymous_bytes()
-    if not limit_bytes:
+    limit = limit_bytes or (_whole_pages(base + above_bytes) if above_bytes else 0)
+    if not limit:
         return {"limit_bytes": 0, "base_bytes": base}
-    untouched = _mapped_data_bytes() - base + _UNTOUCHED
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + untouched, resource.RLIM_INFINITY))
-    return {"limit_bytes": limit_bytes, "base_bytes": base, "rlimit_data": limit_bytes + untouched}
+    if group is not None:
+        next(group / name for name in _LIMITS if (group / name).exists()).write_text(str(_whole_pages(limit)))
+    data = limit + _mapped_data_bytes() - base + _UNTOUCHED
+    resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
+    return {"limit_bytes": limit, "base_bytes": base, "rlimit_data": data}
 
 
 def _mapped_data_bytes() -> int:

@@ -236,14 +236,8 @@ def _parts(request: Request, micro_batch: int, slots: int, spill: bool) -> dict[
 
 
 def _bytes_read(shape: Shape, slots: int) -> tuple[int, int]:
-    """Return the bytes of the first step and of a later one, by walking the schedule with that many buffers.
-
-    A step walks up through the layers and the pieces of the head, down through the pieces if there are several, and
-    down to the lowest layer with an adapter.
-    """
-    pieces = [*range(shape.n_layers, shape.n_layers + shape.n_pieces)]
-    again = pieces[::-1] if len(pieces) > 1 else []
-    walk = [*range(shape.n_layers), *pieces, *again, *range(shape.n_layers - 1, shape.lowest_trained - 1, -1)]
+    """Return the bytes of the first step and of a later one, by walking the schedule with that many buffers."""
+    walk = schedule(shape.n_layers, shape.lowest_trained, shape.n_pieces)
     held: list[int] = []
     per_step = []
     for _ in range(2):
@@ -257,6 +251,17 @@ def _bytes_read(shape: Shape, slots: int) -> tuple[int, int]:
             held.append(unit)
         per_step.append(round(n_bytes))
     return per_step[0], per_step[1]
+
+
+def schedule(n_layers: int, lowest_trained: int, n_pieces: int) -> list[int]:
+    """Return the order in which a step visits layers and, numbered after them, pieces of the head.
+
+    It goes up through the layers and the pieces, down through the pieces if there are several, and down to the lowest
+    layer with an adapter.
+    """
+    pieces = [*range(n_layers, n_layers + n_pieces)]
+    again = pieces[::-1] if n_pieces > 1 else []
+    return [*range(n_layers), *pieces, *again, *range(n_layers - 1, lowest_trained - 1, -1)]
 
 
 def _unit_bytes(shape: Shape, unit: int) -> float:

@@ -145,11 +145,19 @@ class SlotPool:
             if slot.filling is not None and slot.filling.exception() is not None:
                 slot.owner, slot.filling = None, None
 
-    def forget(self) -> None:
-        """Take nothing that is in the buffers for a layer any more."""
+    @contextmanager
+    def reading_nothing(self) -> Iterator[None]:
+        """Take whatever a buffer holds for the layer that is asked for; afterwards each holds what it held before."""
         self.settle()
-        for slot in self.slots:
-            slot.owner, slot.filling = None, None
+        read, held = self.fill, [slot.owner for slot in self.slots]
+        self.fill = lambda layer, memory: None
+        try:
+            yield
+        finally:
+            self.settle()
+            self.fill = read
+            for slot, owner in zip(self.slots, held, strict=True):
+                slot.owner = owner
 
     def _find(self, layer: int) -> Slot | None:
         return next((slot for slot in self.slots if slot.owner == layer), None)

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from notebook_tools import KEPT, NOTEBOOKS, assignments, code_cells, parameters_cell, read, tags, tree
 
 from labkit import params, paths, yaml12
-from labkit.schema import REPORTS
+from labkit.reports import REPORTS
 
 LONGEST_DEF = 5
 LONGEST_LOOP = 3

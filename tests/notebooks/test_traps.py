@@ -39,7 +39,7 @@ from notebook_tools import (
 from papermill.cli import papermill as papermill_command
 
 from labkit import cli, figures, params, paths, run, stats
-from labkit.schema import REPORTS
+from labkit.reports import REPORTS
 
 each_report = pytest.mark.parametrize("report", paths.reports())
 

@@ -1,0 +1,158 @@
+"""Time optimizer steps of a streamed random-weight model at several batch sizes, in a process of its own under a limit.
+
+Every batch size runs the same mathematics with the same buffers in one process; the sizes take turns, so that a slow
+minute of the machine meets all of them. Between them the same passes are timed with nothing read and with nothing
+computed: the slower of these two bounds any schedule.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from labkit.offload import ablation, shapes
+from labkit.offload.engine import StreamedLM
+from labkit.offload.isolated import run_isolated
+from labkit.offload.random_weights import write_random_checkpoint
+from labkit.offload.readers import calibrate
+from labkit.offload.step_report import StepReport
+from labkit.pagecache import drop_pages
+
+_IO = Path("/proc/self/io")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSpec:
+    """What is timed."""
+
+    shape: str
+    """Name in `shapes`."""
+    dtype: str
+    """Type of the weights."""
+    budget_bytes: int
+    """Memory of the whole process."""
+    batch_sizes: tuple[int, ...]
+    """Samples of a step."""
+    ablated: tuple[int, ...]
+    """Batch sizes that are also run with nothing read and with nothing computed."""
+    repeats: int
+    """Timed steps of each."""
+    seq_len: int
+    """Tokens of a sample."""
+    lora_rank: int
+    """Rank of the adapters."""
+    lora_alpha: int
+    """Their scale."""
+    trained_ends: int
+    """Layers with adapters at either end."""
+    learning_rate: float
+    """AdamW's rate."""
+    slots: int
+    """Buffers: one layer at work and one read ahead are the report's chunk of one layer."""
+    device: str
+    """Device."""
+    threads: int
+    """Threads."""
+    seed: int
+    """Of weights, adapters and tokens."""
+
+
+def measure_speed(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
+    """Write the random weights, time the steps, and delete the weights.
+
+    Args:
+        spec: what to time.
+        folder: where the weights go meanwhile.
+
+    Returns:
+        weights: what was written; rows: one per timed step; ablations; plans by batch size; limits: what was enforced.
+
+    Raises:
+        DiskFull: no room for the weights.
+        LimitReached: a step wanted more memory than the budget.
+    """
+    dtype = getattr(torch, spec.dtype)
+    more = shapes.overrides(spec.shape)
+    weights = write_random_checkpoint(folder, "phi-4", dtype=dtype, seed=spec.seed, **more)
+    try:
+        why_not_cold = drop_pages(sorted(folder.glob("*.safetensors")))
+        done = run_isolated(
+            f"{__name__}:time_steps",
+            {"spec": asdict(spec), "folder": str(folder)},
+            threads=spec.threads,
+            limit_bytes=spec.budget_bytes,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return done | {"weights": weights | {"shape": spec.shape}, "why_not_cold": why_not_cold}
+
+
+def time_steps(spec: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Time the steps of a checkpoint that is there; this is what runs under the limit."""
+    own = SpeedSpec(**spec | {"batch_sizes": tuple(spec["batch_sizes"]), "ablated": tuple(spec["ablated"])})
+    model = _open(own, folder)
+    optimizer = torch.optim.AdamW(model.adapters().values(), lr=own.learning_rate)
+    batches = {n: _batch(own, model, n) for n in own.batch_sizes}
+    model.step(batches[own.batch_sizes[0]], optimizer)
+    rows, ablations = [], []
+    for repeat, n in _turns(own):
+        before = _disk_bytes()
+        report = model.step(batches[n], optimizer)
+        rows.append(_row(n, repeat, report) | {"disk_bytes": _disk_bytes() - before})
+        if n in own.ablated:
+            read = ablation.without_computing(model, batches[n])
+            computed = ablation.without_reading(model, batches[n])
+            ablations.append({"batch": n, "repeat": repeat, "read_seconds": read, "compute_seconds": computed})
+    plans = {str(n): _planned(model, n, own.seq_len) for n in own.batch_sizes}
+    trial = {"way": model.reader, "bytes_per_second": dict(model.trial.bytes_per_second)}
+    return {"rows": rows, "ablations": ablations, "plans": plans, "reader": trial}
+
+
+def _open(spec: SpeedSpec, folder: str) -> StreamedLM:
+    """Open the checkpoint with the same buffers for all batch sizes."""
+    lora = LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,
+        target_modules=list(shapes.TARGETS),
+        layers_to_transform=shapes.trained_layers(spec.shape, spec.trained_ends),
+    )
+    # Past the page cache where the file system allows it, so that every read comes from the disk.
+    way = "direct" if "direct" in calibrate([*Path(folder).glob("*.safetensors")]).bytes_per_second else "drop"
+    common = {"memory": spec.budget_bytes, "device": spec.device, "seed": spec.seed}
+    return StreamedLM(folder, lora=lora, reader=way, slots=spec.slots, **common)
+
+
+def _batch(spec: SpeedSpec, model: StreamedLM, n: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(spec.seed)
+    return {"input_ids": torch.randint(3, model.vocabulary, (n, spec.seq_len), generator=generator)}
+
+
+def _turns(spec: SpeedSpec) -> Iterator[tuple[int, int]]:
+    """Let the batch sizes take turns, another one first in each round."""
+    sizes = spec.batch_sizes
+    for repeat in range(spec.repeats):
+        for i in range(len(sizes)):
+            yield repeat, sizes[(i + repeat) % len(sizes)]
+
+
+def _row(n: int, repeat: int, report: StepReport) -> dict[str, Any]:
+    kept = ("seconds", "stalled_seconds", "loads", "bytes_read", "row_bytes_read", "peak_bytes", "loss", "grad_norm")
+    return {"batch": n, "repeat": repeat} | {name: getattr(report, name) for name in kept}
+
+
+def _disk_bytes() -> int:
+    """Return what the process has read from disks so far, by the kernel's own count; 0 where there is none."""
+    lines = _IO.read_text().splitlines() if _IO.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
+
+
+def _planned(model: StreamedLM, n: int, seq_len: int) -> Mapping[str, Any]:
+    plan = model.plan_for(n, seq_len)
+    kept = ("micro_batch", "slots", "spill", "head_pieces", "peak_bytes", "bytes_read", "flops", "crossover_tokens")
+    return {name: getattr(plan, name) for name in kept} | {"parts": dict(plan.parts)}
