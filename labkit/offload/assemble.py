@@ -84,6 +84,7 @@ def shape_of(parts: Parts, way: Way) -> Shape:
         layer_parameters=sum(map(_values, layers)),
         head_parameters=_values(head),
         adapter_parameters=sum(p.numel() for p in skeleton.adapters().values()),
+        unit_bytes=tuple(sum(entry.n_bytes for entry in layout.entries.values()) for layout in parts.layouts),
     )
 
 

@@ -55,6 +55,8 @@ class Shape:
     """Parameters of the output matrix."""
     adapter_parameters: int
     """Trainable parameters."""
+    unit_bytes: tuple[int, ...] = ()
+    """Bytes on disk of each layer and, after them, each piece of the head; empty where all are alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,6 +267,8 @@ def schedule(n_layers: int, lowest_trained: int, n_pieces: int) -> list[int]:
 
 
 def _unit_bytes(shape: Shape, unit: int) -> float:
+    if shape.unit_bytes:
+        return shape.unit_bytes[unit]
     in_layers = unit < shape.n_layers
     return shape.layer_bytes / shape.n_layers if in_layers else shape.head_bytes / shape.n_pieces
 

@@ -65,6 +65,7 @@ def write_random_checkpoint(
     aside.mkdir(parents=True)
     with disk_errors(folder):
         _write_shards(aside, parameters, seed)
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(aside)
         (aside / "made.json").write_text(json.dumps(described))
         aside.rename(folder)

@@ -1,0 +1,91 @@
+"""Say what a run of report 001 would take before anything heavy starts: FLOPs, time, memory, disk.
+
+Training counts 6 FLOPs per parameter and token of a pass (up, recomputed, back to the hidden states), at half the speed
+of a matrix product measured here. Reading and the making of random weights are counted in bytes at assumed rates.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkit import device, models
+from labkit.cost import Cost
+from labkit.offload import shapes
+from labkit.offload.study import FULL_BATCH, FULL_BUDGET, n_threads
+from labkit.schema_chunked_offload import ChunkedOffload
+from labkit.units import GB, GIB
+
+_READ_BYTES_PER_SECOND = 1.5 * GB
+"""Of an ordinary NVMe disk; the run itself measures it."""
+_DRAW_VALUES_PER_SECOND = 1.2e8
+_PROCESS_SECONDS = 5.0
+"""A fresh interpreter until it has imported what a piece needs."""
+_GEMM_SHARE = 0.5
+_WARM_UP = 1
+
+
+def plan_study(params: ChunkedOffload) -> Cost:
+    """Estimate the cost of a run without writing a weight."""
+    rate, basis = training_rate(params)
+    n_learn = len(params.learn_batch_sizes) * len(params.seeds)
+    return Cost(
+        n_cells=2 + n_learn + bool(params.full_steps),
+        pieces="pieces (shapes timed, arms trained twice, number types)",
+        tokens=sum(tokens for _, tokens in passes(params)),
+        flops=sum(6.0 * values * tokens for values, tokens in passes(params)),
+        flops_per_second=rate,
+        basis=basis,
+        other_seconds=reading_seconds(params) + _PROCESS_SECONDS * (2 + 2 * n_learn),
+        peak_bytes=max(params.budget_gib * GIB, FULL_BUDGET if params.full_steps else 0, learn_bytes(params)),
+        disk_bytes=max(weight_bytes(params, name) for name in streamed(params)),
+    )
+
+
+def streamed(params: ChunkedOffload) -> list[str]:
+    """List the shapes that are streamed with random weights."""
+    return [params.streamed_shape, *(["phi-4"] if params.full_steps else [])]
+
+
+def weight_bytes(params: ChunkedOffload, shape: str) -> float:
+    """Return the bytes of a shape's random weights."""
+    return shapes.n_parameters(shape) * getattr(torch, params.weights_dtype).itemsize
+
+
+def passes(params: ChunkedOffload) -> list[tuple[float, float]]:
+    """List parameters and tokens of all timed, ablated and learning steps together, by model."""
+    largest = max(n for n in params.batch_sizes if n <= FULL_BATCH)
+    samples = params.speed_repeats * (sum(params.batch_sizes) + 1 + largest) + _WARM_UP
+    learn = models.SHAPES[params.learn_model].parameters
+    n_windows = len(params.seeds) * params.learn_steps * sum(params.learn_batch_sizes)
+    scored = len(params.seeds) * len(params.learn_batch_sizes) * 2 * params.held_out_windows / 3
+    full = FULL_BATCH * (2 * params.full_steps + _WARM_UP) if params.full_steps else 0
+    return [
+        (float(shapes.n_parameters(params.streamed_shape)), float(samples * params.seq_len)),
+        (float(models.SHAPES["phi-4"].parameters), float(full * params.seq_len)),
+        (float(learn), 2 * (n_windows + scored) * params.learn_seq_len),
+    ]
+
+
+def reading_seconds(params: ChunkedOffload) -> float:
+    """Return the seconds of making and of reading random weights that no computing hides."""
+    small = params.speed_repeats * 4 + _WARM_UP
+    full = 2 * params.full_steps + _WARM_UP if params.full_steps else 0
+    seconds = 0.0
+    for name, n_passes in ((params.streamed_shape, small), ("phi-4", full)):
+        n_bytes = weight_bytes(params, name) if n_passes else 0.0
+        seconds += n_bytes / 2 / _DRAW_VALUES_PER_SECOND + 2 * n_passes * n_bytes / _READ_BYTES_PER_SECOND
+    return seconds
+
+
+def learn_bytes(params: ChunkedOffload) -> float:
+    """Return the memory of the resident learning arm: float32 weights and what a micro-batch keeps."""
+    return 4.0 * models.SHAPES[params.learn_model].parameters + 0.5 * GIB
+
+
+def training_rate(params: ChunkedOffload) -> tuple[float, str]:
+    """Return FLOP/s of training, and where the figure comes from."""
+    if params.device not in device.available_devices():
+        return params.assumed_tflops * 1e12, f"assumed {params.assumed_tflops:g} TFLOP/s; no {params.device} here"
+    device.set_threads(n_threads(params))
+    measured = device.gemm_flops(getattr(torch, params.weights_dtype), device=params.device, repeats=3).median
+    return _GEMM_SHARE * measured, f"half of a {params.weights_dtype} matrix product measured here"

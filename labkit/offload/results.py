@@ -1,0 +1,173 @@
+"""Numbers of report 001 for the ledger, from what a run measured, and what a profile cannot measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from labkit import models
+from labkit.affine import AffineFit, fit_affine
+from labkit.offload import shapes
+from labkit.offload import study as pieces
+from labkit.offload.study import Study
+from labkit.params import scale
+from labkit.schema import Scale
+from labkit.schema_chunked_offload import ChunkedOffload
+from labkit.units import GIB, MIB
+
+Number = dict[str, Any]
+
+BATCHES = (1, 8, 32, 64, 128)
+"""Samples of a step that the report or its code name."""
+RANGE = (32, 128)
+"""Batch sizes between which the report states its gain."""
+
+
+def results(study: Study) -> dict[str, Number]:
+    """Return every number a run has for the ledger, by key."""
+    return property_results(study.params) | speed_results(study) | full_results(study)
+
+
+def property_results(params: ChunkedOffload) -> dict[str, Number]:
+    """Count what is exact however little is trained: parameters of the shape and of its adapters."""
+    total = models.SHAPES["phi-4"].parameters
+    without_gqa = shapes.n_parameters("phi-4", num_key_value_heads=40)
+    trainable = n_trainable(params, "phi-4")
+    as_divided = "phi-4's adapters over the parameters without grouped queries, as the report divides"
+    return {
+        "parameters/phi-4": _number(total, "parameters"),
+        "parameters/phi-4-without-gqa": _number(without_gqa, "parameters"),
+        "trainable/phi-4": _number(trainable, "parameters"),
+        "trainable_percent/phi-4": _number(100 * trainable / total, "percent"),
+        "trainable_percent/phi-4-without-gqa": _number(100 * trainable / without_gqa, "percent", note=as_divided),
+    }
+
+
+def n_trainable(params: ChunkedOffload, shape: str) -> int:
+    """Count the adapter parameters of a shape, map by map."""
+    model = models.build("phi-4", device="meta", **shapes.overrides(shape))
+    layers = shapes.trained_layers(shape, params.trained_ends)
+    maps = [m for name, m in model.named_modules() if name.rpartition(".")[2] in shapes.TARGETS]
+    each = sum(params.lora_rank * (m.in_features + m.out_features) for m in maps) // shapes.n_layers(shape)
+    return each * len(layers)
+
+
+def speed_results(study: Study) -> dict[str, Number]:
+    """Return how much cheaper a sample is in a larger batch than alone, the mathematics being the same."""
+    if study.speed is None:
+        return {}
+    out = {f"speedup/batch_{n}": speedup(study.speed, n) for n in study.params.batch_sizes[1:]}
+    ends = [out[f"speedup/batch_{n}"]["value"] for n in study.params.batch_sizes if RANGE[0] <= n <= RANGE[1]]
+    if set(RANGE) <= set(study.params.batch_sizes):
+        out["speedup_range"] = _number([min(ends), max(ends)], "")
+    return out | (_seconds(study.speed) if study.params.streamed_shape == "phi-4" else {})
+
+
+def speedup(timed: Mapping[str, Any], n: int) -> Number:
+    """Return seconds per sample of batch 1 over those of batch n, by rounds; Student's interval of the logarithms."""
+    alone, many = (seconds_of(timed, size) for size in (1, n))
+    logs = np.log(alone) - np.log(many / n)
+    middle = float(logs.mean())
+    if len(logs) < 2:
+        return _number(math.exp(middle), "")
+    width = scipy_stats.t.ppf(0.975, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    ends = [math.exp(middle - width), math.exp(middle + width)]
+    return _number(math.exp(middle), "", ends, note=f"{len(logs)} interleaved rounds")
+
+
+def seconds_of(timed: Mapping[str, Any], n: int) -> np.ndarray:
+    """Return the seconds of each timed step of a batch size, [repeats], in the order of the rounds."""
+    rows = sorted((row for row in timed["rows"] if row["batch"] == n), key=lambda row: row["repeat"])
+    return np.array([row["seconds"] for row in rows])
+
+
+def _seconds(timed: Mapping[str, Any]) -> dict[str, Number]:
+    """Return seconds per sample and memory, which belong to a card and to the shape of the report."""
+    each = {n: float(np.median(seconds_of(timed, n))) / n for n in sorted({row["batch"] for row in timed["rows"]})}
+    peak = {n: max(row["peak_bytes"] for row in timed["rows"] if row["batch"] == n) for n in each}
+    inside = [each[n] for n in each if RANGE[0] <= n <= RANGE[1]]
+    out = {f"seconds_per_sample/batch_{n}": _number(each[n], "seconds") for n in each if n in (1, *RANGE)}
+    out |= {f"peak_memory/batch_{n}": _number(peak[n] / MIB, "MiB") for n in each if n in (1, RANGE[1])}
+    out["samples_per_second/batch_1"] = _number(1 / each[1], "samples per second")
+    if set(RANGE) <= set(each):
+        out["seconds_per_sample_range"] = _number([min(inside), max(inside)], "seconds")
+        out["samples_per_second_range"] = _number([1 / max(inside), 1 / min(inside)], "samples per second")
+    return out
+
+
+def full_results(study: Study) -> dict[str, Number]:
+    """Return the memory that a real optimizer step of the whole phi-4 shape took."""
+    timed = study.full or (study.speed if study.params.streamed_shape == "phi-4" else None)
+    if timed is None:
+        return {}
+    peak = max(row["peak_bytes"] for row in timed["rows"])
+    return {"peak_memory/phi-4": _number(peak / GIB, "GiB", note="anonymous memory of the whole process")}
+
+
+def amortisation(timed: Mapping[str, Any]) -> AffineFit:
+    """Fit the seconds of a step, T(B) = L + c B: a sample takes L/B + c (report, batched weight loading)."""
+    rows = timed["rows"]
+    return fit_affine([row["batch"] for row in rows], [row["seconds"] for row in rows])
+
+
+def roofline_share(timed: Mapping[str, Any], n: int) -> Number:
+    """Return the slower of reading alone and computing alone over the whole step, the medians of a batch size."""
+    parts = [row for row in timed["ablations"] if row["batch"] == n]
+    bounds = [float(np.median([row[name] for row in parts])) for name in ("read_seconds", "compute_seconds")]
+    return _number(max(bounds) / float(np.median(seconds_of(timed, n))), "")
+
+
+def out_of_reach(study: Study) -> dict[str, Number]:
+    """Say what each number of the report's own scale would take here."""
+    params = study.params
+    if scale(params) is Scale.STATED:
+        return {}
+    out = {
+        key: {"why": "a time or a memory of the report's card with the report's shape; only profile gtx1650 can tell"}
+        for key in _of_the_card()
+    }
+    missing = [n for n in BATCHES[1:] if n not in params.batch_sizes]
+    step = _step_seconds(study, missing)
+    for n in missing:
+        out[f"speedup/batch_{n}"] = {"why": f"this profile's batches end at {params.batch_sizes[-1]}", **step}
+    if not set(RANGE) <= set(params.batch_sizes):
+        out["speedup_range"] = {"why": f"this profile's batches end at {params.batch_sizes[-1]}", **step}
+    if study.full is None:
+        out["peak_memory/phi-4"] = _full_needs(study)
+    return out
+
+
+def _of_the_card() -> list[str]:
+    each = [f"seconds_per_sample/batch_{n}" for n in (1, *RANGE)] + ["seconds_per_sample_range"]
+    rates = ["samples_per_second/batch_1", "samples_per_second_range"]
+    return each + rates + [f"peak_memory/batch_{n}" for n in (1, RANGE[1])]
+
+
+def _step_seconds(study: Study, batches: Sequence[int]) -> dict[str, float]:
+    """Estimate the time of further batch sizes from the law fitted to those that were run."""
+    if study.speed is None or not batches:
+        return {}
+    law = amortisation(study.speed)
+    return {"seconds": float(study.params.speed_repeats * sum(law.predict(n) for n in batches))}
+
+
+def _full_needs(timed: Study) -> Number:
+    """Scale the step measured here to the whole shape: its bytes and its parameters over those of the timed one."""
+    why = "this profile leaves the whole phi-4 shape out; its random weights take 29 GB of disk for a while"
+    needs: Number = {"why": why, "gib": pieces.FULL_BUDGET / GIB}
+    if timed.speed is not None:
+        law = amortisation(timed.speed)
+        ratio = models.SHAPES["phi-4"].parameters / timed.speed["weights"]["parameters"]
+        needs["seconds"] = float(ratio * law.predict(pieces.FULL_BATCH) * (timed.params.full_steps + 1))
+    return needs
+
+
+def _number(
+    value: float | list[float], unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = ""
+) -> Number:
+    plain = [float(end) for end in value] if isinstance(value, list) else float(value)
+    return {"value": plain, "ci": ci, "unit": unit, "n_seeds": n_seeds, "note": note}
