@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 INDEX = "model.safetensors.index.json"
+_PAGE = 4096
 LARGEST_HEADER = 100_000_000
 """Bytes of a header beyond which safetensors itself refuses a file."""
 DTYPES = {
@@ -79,17 +80,18 @@ class Checkpoint:
         return sum(entry.n_bytes for entry in self.entries.values())
 
     def fingerprint(self) -> str:
-        """Return a sha256 over configuration, headers, sizes and a page from each tensor, as 64 hex digits.
+        """Return a sha256 over configuration, headers, sizes and two pages of each tensor, as 64 hex digits.
 
-        Reading every byte of a checkpoint takes as long as a training step, so only the first page of each tensor's
-        bytes is read: it tells another model, a further-trained one and a cut file, not one flipped bit.
+        Reading every byte of a checkpoint takes as long as a training step, so only the first and the last page of each
+        tensor's bytes are read: they tell another model, a further-trained one and a cut file, not every flipped bit.
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for name, entry in sorted(self.entries.items()):
             digest.update(f"{name} {entry.file.name} {entry.dtype} {entry.shape} {entry.start}\n".encode())
             with entry.file.open("rb") as file:
-                file.seek(entry.start)
-                digest.update(file.read(min(4096, entry.n_bytes)))
+                for start in (entry.start, max(entry.start, entry.end - _PAGE)):
+                    file.seek(start)
+                    digest.update(file.read(min(_PAGE, entry.n_bytes)))
         return digest.hexdigest()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,8 +202,9 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
             try:
                 save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, aside, metadata)
             except SafetensorError as error:
-                # Its writer reports a full disk as its own error, with the number in the text.
-                raise OSError(28 if "os error 28" in str(error) else 5, str(error)) from error
+                # Its writer reports what the system said as an error of its own, with the number in the text.
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
             descriptor = os.open(aside, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
