@@ -23,6 +23,8 @@ FEWEST_SLOTS = 2
 """Buffers below which nothing can be read while a layer is used."""
 MOST_TOKENS = 512
 """Tokens of a micro-batch beyond which matrix products on this kind of machine get no faster."""
+HALF_RATE_TOKENS = 48
+"""Tokens of a micro-batch at which they reach half of their rate: 16 tokens took a tenth of the time of 512 here."""
 
 
 class TooSmall(ValueError):
@@ -93,6 +95,8 @@ class Plan:
     """Bytes of layers and head read in a step after the first."""
     first_bytes_read: int
     """The same in the first step, when nothing is there yet."""
+    spilled_bytes: int
+    """Bytes of hidden states that go into the file, and come back, in a step."""
     flops: float
     """Floating-point operations of a step."""
     rates: Rates
@@ -105,13 +109,15 @@ class Plan:
 
     @property
     def io_seconds(self) -> float:
-        """Time to read the bytes."""
-        return self.bytes_read / self.rates.bytes_per_second
+        """Time to read the weights, and to write and read hidden states in a file."""
+        return (self.bytes_read + 2 * self.spilled_bytes) / self.rates.bytes_per_second
 
     @property
     def compute_seconds(self) -> float:
-        """Time to compute."""
-        return self.flops / self.rates.flops_per_second
+        """Time to compute: the rate was measured with as many tokens as the step has, and small products are slower."""
+        measured, used = (min(MOST_TOKENS, tokens) for tokens in (self.tokens, self.micro_batch * self.seq_len))
+        slower = (1 + HALF_RATE_TOKENS / used) / (1 + HALF_RATE_TOKENS / measured)
+        return self.flops / self.rates.flops_per_second * slower
 
     @property
     def seconds(self) -> float:
@@ -160,10 +166,10 @@ class Request:
 
 
 def choose(request: Request, memory_bytes: int, **made: int | bool | None) -> Plan:
-    """Choose the plan that reads least within a budget.
+    """Choose the fastest plan within a budget; of equally fast ones that which moves least.
 
-    Hidden states are kept in memory rather than in a file; then micro-batches are as large as is useful; what is left
-    becomes buffers, each of which saves two loads of a layer in every step.
+    Memory can hold hidden states, larger micro-batches or more buffers, each of which saves two loads of a layer in
+    every step; what is scarce decides.
 
     Args:
         request: what is asked.
@@ -174,13 +180,9 @@ def choose(request: Request, memory_bytes: int, **made: int | bool | None) -> Pl
         TooSmall: nothing fits; the message has the smallest budget that works.
     """
     fixed = {name: value for name, value in made.items() if value is not None}
-    for spill in (False, True):
-        for micro_batch in _micro_batches(request):
-            choice = {"micro_batch": micro_batch, "slots": FEWEST_SLOTS, "spill": spill} | fixed
-            choice["micro_batch"] = min(choice["micro_batch"], request.batch_size)
-            plan = _plan(request, memory_bytes, **choice)
-            if plan.peak_bytes <= memory_bytes:
-                return _with_spare_slots(request, plan, choice) if "slots" not in fixed else plan
+    found = [plan for plan in _candidates(request, memory_bytes, fixed) if plan.peak_bytes <= memory_bytes]
+    if found:
+        return min(found, key=lambda plan: (plan.seconds, plan.io_seconds, -plan.micro_batch))
     leanest = _plan(request, memory_bytes, **{"micro_batch": 1, "slots": FEWEST_SLOTS, "spill": True} | fixed)
     raise TooSmall(
         f"{request.batch_size} samples of {request.seq_len} tokens need at least {format_bytes(leanest.peak_bytes)} "
@@ -189,8 +191,18 @@ def choose(request: Request, memory_bytes: int, **made: int | bool | None) -> Pl
     )
 
 
+def _candidates(request: Request, memory_bytes: int, fixed: Mapping[str, int | bool]) -> Iterator[Plan]:
+    """Yield a plan for each place of the hidden states and each size of micro-batch, with as many buffers as fit."""
+    for spill in (False, True):
+        for micro_batch in _micro_batches(request):
+            choice = {"micro_batch": micro_batch, "slots": FEWEST_SLOTS, "spill": spill} | fixed
+            choice["micro_batch"] = min(choice["micro_batch"], request.batch_size)
+            plan = _plan(request, memory_bytes, **choice)
+            yield plan if "slots" in fixed else _with_spare_slots(request, plan, choice)
+
+
 def _with_spare_slots(request: Request, plan: Plan, choice: Mapping[str, int | bool]) -> Plan:
-    spare = (plan.memory_bytes - plan.peak_bytes) // request.shape.slot_bytes
+    spare = max(plan.memory_bytes - plan.peak_bytes, 0) // request.shape.slot_bytes
     slots = min(plan.slots + spare, request.shape.n_layers + request.shape.n_pieces)
     return _plan(request, plan.memory_bytes, **{**choice, "slots": slots})
 
@@ -215,6 +227,7 @@ def _plan(request: Request, memory_bytes: int, micro_batch: int, slots: int, spi
         parts=_parts(request, micro_batch, slots, spill),
         bytes_read=later,
         first_bytes_read=first,
+        spilled_bytes=_n_kept(request) * request.batch_size * request.footprint.hidden if spill else 0,
         flops=_flops(request),
         rates=request.rates,
     )
@@ -223,7 +236,7 @@ def _plan(request: Request, memory_bytes: int, micro_batch: int, slots: int, spi
 def _parts(request: Request, micro_batch: int, slots: int, spill: bool) -> dict[str, int]:
     shape, footprint = request.shape, request.footprint
     all_hidden = request.batch_size * footprint.hidden
-    n_kept = 0 if spill else shape.n_layers - shape.lowest_trained
+    n_kept = 0 if spill else _n_kept(request)
     # The gradient takes the hidden states' place; by pieces it is summed up in float32 before.
     n_at_head = 1 if shape.n_pieces == 1 else 3
     return {
@@ -235,6 +248,10 @@ def _parts(request: Request, micro_batch: int, slots: int, spill: bool) -> dict[
         "kept for the way back": n_kept * all_hidden,
         "at work": int(ALLOCATOR * max(footprint.layer(micro_batch), footprint.head(micro_batch))),
     }
+
+
+def _n_kept(request: Request) -> int:
+    return request.shape.n_layers - request.shape.lowest_trained
 
 
 def _bytes_read(shape: Shape, slots: int) -> tuple[int, int]:

@@ -41,9 +41,9 @@ print("ready", flush=True)
 for step in range(model.step_number, n):
     ids = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(step))
     loss = model.step({"input_ids": ids}, optimizer).loss
-    model.checkpoint(state, {"loss": loss})
     with open(curve, "a") as file:
         print(step, repr(loss), file=file, flush=True)
+    model.checkpoint(state, {"loss": loss})
 """
 
 

@@ -1,0 +1,88 @@
+"""Work under a limit that the kernel enforces: what fits goes through, what does not is stopped and named.
+
+The largest test trains a checkpoint of at least five times the limit of the whole process, from a cold cache, and
+compares its reads with the process's own counters.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from labkit.offload.isolated import LimitReached, run_isolated
+from labkit.offload.random_weights import write_random_checkpoint
+from labkit.pagecache import drop_pages
+
+MIB = 1 << 20
+N_LAYERS = 90
+THIN = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": N_LAYERS, "num_attention_heads": 16}
+THIN |= {"num_key_value_heads": 4, "vocab_size": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LIMIT = 460 * MIB
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def run(name: str, limit_bytes: int = 0, above_bytes: int = 0, **arguments: Any) -> dict[str, Any]:
+    limits = {"limit_bytes": limit_bytes, "above_bytes": above_bytes}
+    return run_isolated(f"isolated_work:{name}", arguments, threads=1, **limits)
+
+
+def test_what_fits_comes_back_with_what_was_enforced() -> None:
+    found = run("hold", 700 * MIB, mib=100)
+    assert found["bytes"] == 100 * MIB
+    assert found["limits"]["limit_bytes"] == 700 * MIB
+    assert found["limits"]["base_bytes"] < 600 * MIB
+
+
+def test_what_does_not_fit_is_stopped_and_named() -> None:
+    with pytest.raises(LimitReached):
+        run("hold", 500 * MIB, mib=700)
+    with pytest.raises(LimitReached):
+        run("hold_above", above_bytes=100 * MIB, mib=400)
+    assert run("hold", mib=700)["limits"]["limit_bytes"] == 0
+
+
+def test_a_limit_above_what_is_held_is_told() -> None:
+    found = run("told", above_bytes=64 * MIB)
+    assert found["memory"] == found["limits"]["limit_bytes"]
+    assert 0 <= found["memory"] - found["limits"]["base_bytes"] - 64 * MIB < 4096
+
+
+def test_an_error_arrives_with_its_text() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'what went wrong'") as caught:
+        run("fail")
+    assert not isinstance(caught.value, LimitReached)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("weights") / "m"
+    made = write_random_checkpoint(folder, "phi-4", dtype=torch.bfloat16, **THIN)
+    assert made["bytes"] >= 5 * LIMIT
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_weights_of_five_times_the_limit_are_trained_within_it(checkpoint: Path) -> None:
+    assert drop_pages(sorted(checkpoint.glob("*.safetensors"))) == ""
+    found = run("steps", LIMIT, folder=str(checkpoint), memory=LIMIT, n_layers=N_LAYERS)
+    for row in found["rows"]:
+        assert row["peak_bytes"] <= min(1.15 * row["planned_peak"], LIMIT)
+        assert row["planned_peak"] <= LIMIT
+        assert 0 <= row["rchar"] - row["bytes_read"] - row["row_bytes_read"] < 0.005 * row["bytes_read"]
+    assert found["rows"][1]["bytes_read"] == found["rows"][1]["planned_bytes"]
+    assert found["rows"][1]["loss"] < found["rows"][0]["loss"]
+    if found["limits"]["cgroup"]:
+        assert found["limits"]["cgroup_peak_bytes"] <= LIMIT
+
+
+def test_a_budget_below_the_plan_is_refused_with_the_one_that_works(checkpoint: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"TooSmall: .* need at least .* MiB \(process .*and the budget is 300"):
+        run("steps", LIMIT, folder=str(checkpoint), memory=300 * MIB, n_layers=N_LAYERS)
