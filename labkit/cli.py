@@ -25,7 +25,7 @@ def _known_profile(name: str) -> str:
     return name
 
 
-Report = Annotated[str, typer.Argument(help="A report: size_inertia, scaling_grid, claims.")]
+Report = Annotated[str, typer.Argument(help="A report: size_inertia, chunked_offload, scaling_grid, claims.")]
 Hardware = Annotated[
     str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.", callback=_known_profile)
 ]

@@ -15,6 +15,7 @@ NAMES = {
     "labkit.stats": ["fit_affine", "bootstrap_ci"],
     "labkit.scaling": ["resolvent_diagonal", "ResNetBK", "Transformer", "admit", "fit_law", "run_grid"],
     "labkit.inertia": ["measure_decode", "replay", "train_arm", "run_study"],
+    "labkit.offload": ["plan", "StreamedLM", "StepReport", "run_isolated", "write_random_checkpoint"],
     "labkit.claims": ["load", "judge"],
     "labkit.audit": ["audit"],
 }

@@ -3,6 +3,7 @@
 Checked against the tracked files, the lock and the published figures of profile `cpu`.
 """
 
+import json
 import re
 import subprocess
 
@@ -102,3 +103,15 @@ def test_what_the_readme_says_of_routing_is_in_the_published_matrix():
     matrix = pd.read_csv(ROOT / "figures" / "cpu-24gb" / "size_inertia" / "matrix.csv")
     mean = matrix.groupby("model")[["seconds", "tokens_out"]].mean()
     assert (mean.loc["smollm2-135m"] > mean.loc["gemma-3-270m"]).all()
+
+
+def test_what_the_readme_says_of_streaming_is_what_was_published():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    found = json.loads((ROOT / "figures" / "cpu" / "chunked_offload" / "results.json").read_text())["results"]
+    gain = found["speedup/batch_32"]
+    low, high = gain["ci"]
+    assert f"costs a sample {gain['value']:.1f} times less than a step of one [{low:.1f}, {high:.1f}]" in readme
+    assert f"has {found['parameters/phi-4']['value'] / 1e9:.2f}B parameters" in readme
+    apart = pd.read_csv(ROOT / "figures" / "cpu" / "chunked_offload" / "learning.csv")
+    both = apart.pivot_table(index=["arm", "step"], columns="kind", values="loss")
+    assert ((both["streamed"] - both["resident"]).abs() / both["resident"]).max() < 1e-5
