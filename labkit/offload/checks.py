@@ -21,8 +21,9 @@ from labkit.offload.passes import NotFinite
 from labkit.offload.skeleton import find_layers
 
 DTYPES = ("float32", "bfloat16", "float16")
-_TYPE_WINDOWS = 4
-"""Windows of the gradient that number types are compared on: processors multiply float16 slowly."""
+_TYPE_SHARE = 8
+"""One in so many held-out windows makes the gradient that number types are compared on: processors multiply float16
+slowly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,10 @@ def measure_checks(spec: CheckSpec) -> dict[str, Any]:
 def check(spec: dict[str, Any], folder: str, windows: list) -> dict[str, Any]:
     """Do both checks; this is what runs in a process of its own."""
     arm, ids = LearnSpec(**spec), torch.tensor(windows)
-    return {"types": _types(arm, folder, ids[:_TYPE_WINDOWS]), "scores": _truncated(arm, folder, ids)}
+    return {
+        "types": _types(arm, folder, ids[: max(1, len(ids) // _TYPE_SHARE)]),
+        "scores": _truncated(arm, folder, ids),
+    }
 
 
 def _types(arm: LearnSpec, folder: str, ids: torch.Tensor) -> list[dict[str, Any]]:
