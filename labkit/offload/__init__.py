@@ -14,7 +14,7 @@ _HOMES = {
     "StepReport": "step_report",
     "StreamedLM": "engine",
     "TooSmall": "planner",
-    "plan": "engine",
+    "plan": "planning",
     "run_isolated": "isolated",
     "write_random_checkpoint": "random_weights",
 }

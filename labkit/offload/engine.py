@@ -20,79 +20,20 @@ import torch
 from peft import LoraConfig
 
 from labkit import device as machine
-from labkit.offload import assemble, persist
+from labkit.offload import assemble, persist, updates
 from labkit.offload.batches import complete, n_counted
 from labkit.offload.boundaries import Spilled
 from labkit.offload.generate import generate
 from labkit.offload.head import Batch
 from labkit.offload.headers import open_checkpoint
-from labkit.offload.memory import anonymous_bytes
-from labkit.offload.planner import Plan, Rates, choose, schedule
+from labkit.offload.planner import Plan, choose, schedule
+from labkit.offload.planning import budget
 from labkit.offload.readers import Way
 from labkit.offload.step_report import Meter, StepReport
 from labkit.progress import Progress
-from labkit.units import format_bytes, parse_bytes
 
 _SHOWN_SECONDS = 20.0
 """Expected length of a step from which on its progress is shown."""
-
-
-def plan(
-    checkpoint: str | Path,
-    *,
-    memory: str | int | None = None,
-    batch_size: int,
-    seq_len: int,
-    lora: LoraConfig | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    reader: Way | None = None,
-    rates: Rates | None = None,
-) -> Plan:
-    """Work out how a step would be run, and what it takes, without reading a weight.
-
-    Args:
-        checkpoint: folder as save_pretrained writes it.
-        memory: budget such as "2GiB"; None for nine tenths of what is free, and what the process holds.
-        batch_size: samples of a step.
-        seq_len: tokens of a sample.
-        lora: PEFT's configuration of the adapters; None to score only.
-        dtype: type to compute in; None for the stored one.
-        device: "cpu" or "cuda".
-        reader: way of reading; None to try which is faster.
-        rates: bandwidth and FLOP/s; None to measure them, in about two seconds.
-
-    Raises:
-        TooSmall: the budget is below what the job needs at its leanest; the message has that.
-        CannotStream: the model cannot be streamed.
-        DamagedCheckpoint: a header is wrong.
-    """
-    where = machine.require(device)
-    parts = assemble.take_apart(open_checkpoint(checkpoint), lora, dtype, where, seed=0)
-    if rates is None:
-        trial = assemble.try_reading(parts)
-        reader = reader or trial.way
-        rates = assemble.rates_of(parts, trial, reader, batch_size * seq_len)
-    request = assemble.request_for(parts, reader or "drop", batch_size, seq_len, rates)
-    return choose(request, budget(memory, where))
-
-
-def budget(memory: str | int | None, device: torch.device) -> int:
-    """Return a budget in bytes.
-
-    Raises:
-        ValueError: no size, or more than this process may use here.
-    """
-    cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[1] if cuda else machine.memory_limit_bytes()
-    if memory is None:
-        own = torch.cuda.memory_allocated(device) if cuda else anonymous_bytes()
-        left = torch.cuda.mem_get_info(device)[0] if cuda else machine.available_memory_bytes()
-        return own + int(0.9 * left)
-    asked = parse_bytes(memory)
-    if asked > free:
-        raise ValueError(f"memory is {format_bytes(asked)}, and this process may use {format_bytes(free)} at most")
-    return asked
 
 
 class StreamedLM:
@@ -232,10 +173,11 @@ class StreamedLM:
             NotFinite: as `gradients`; the adapters are left as they were.
             ValueError: the optimizer holds none of the adapters.
         """
-        self._adopt(optimizer)
+        updates.require_adapters(optimizer, self.adapters())
+        self._optimizer = optimizer
         with Meter(self.passes) as meter:
             loss, gradients = self.gradients(batch)
-            norms = self._apply(gradients, optimizer, max_grad_norm)
+            norms = updates.apply(self.adapters(), gradients, optimizer, max_grad_norm)
         batch = self._complete(batch)
         plan = self.plan_for(*batch["input_ids"].shape)
         report = meter.report(step=self.step_number, loss=loss, tokens=n_counted(batch), norms=norms, plan=plan)
@@ -388,25 +330,3 @@ class StreamedLM:
             yield
         finally:
             self.train(training)
-
-    def _adopt(self, optimizer: torch.optim.Optimizer) -> None:
-        ours = {id(p) for p in self.adapters().values()}
-        if not any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
-            raise ValueError(
-                "the optimizer holds none of this model's adapters; make it over model.adapters().values()"
-            )
-        self._optimizer = optimizer
-
-    def _apply(
-        self, gradients: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
-    ) -> dict[str, float]:
-        """Give the gradients to the adapters, clip them, and step; return their norms before."""
-        norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
-        parameters = self.adapters()
-        for name, gradient in gradients.items():
-            parameters[name].grad = gradient
-        if max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norms

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -64,7 +63,7 @@ def measure(skeleton: Skeleton, seq_len: int, n_pieces: int = 1) -> Footprint:
     return Footprint(
         hidden=hidden.numel() * hidden.element_size(),
         arguments=_storage_bytes(calls[0].arguments),
-        layer=_line(lambda samples: _layer_peak(skeleton, calls[samples - 1])),
+        layer=_above([_line(_peak_of(skeleton, i, calls)) for i in _one_of_each_kind(skeleton, calls[0])]),
         head=_line(lambda samples: _head_peak(skeleton, body, calls[samples - 1].hidden, n_pieces)),
     )
 
@@ -74,11 +73,29 @@ def _line(peak: Callable[[int], int]) -> Line:
     return Line(fixed=2 * one - two, per_sample=two - one)
 
 
-def _layer_peak(skeleton: Skeleton, calls: Calls) -> int:
-    trained = skeleton.lowest_trained < len(skeleton.layers)
-    layer = max(skeleton.layers, key=_n_trainable)
+def _above(lines: list[Line]) -> Line:
+    """Return a line that none of several lies above."""
+    return Line(fixed=max(line.fixed for line in lines), per_sample=max(line.per_sample for line in lines))
+
+
+def _one_of_each_kind(skeleton: Skeleton, calls: Calls) -> list[int]:
+    """Return one layer of each kind: some models mix kinds of attention, and not every layer has adapters."""
+    kinds: dict[Any, int] = {}
+    for i, layer in enumerate(skeleton.layers):
+        own = tuple((name, tuple(p.shape), p.requires_grad) for name, p in layer.named_parameters())
+        called = tuple((tuple(t.shape), t.dtype) for t in tree_leaves(calls.arguments[i]) if torch.is_tensor(t))
+        kinds.setdefault((own, called), i)
+    return [*kinds.values()]
+
+
+def _peak_of(skeleton: Skeleton, layer: int, calls: list[Calls]) -> Callable[[int], int]:
+    return lambda samples: _layer_peak(skeleton, layer, calls[samples - 1])
+
+
+def _layer_peak(skeleton: Skeleton, i: int, calls: Calls) -> int:
+    trained, layer = skeleton.lowest_trained < len(skeleton.layers), skeleton.layers[i]
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        arguments = tree_map(lambda leaf: _faked(fake, leaf), calls.arguments[0])
+        arguments = tree_map(lambda leaf: _faked(fake, leaf), calls.arguments[i])
         weights = {name: _empty(p) for name, p in layer.named_parameters(remove_duplicate=False)}
         own = [weight for weight in weights.values() if weight.requires_grad]
         hidden = _empty(calls.hidden).requires_grad_(trained)
@@ -103,10 +120,6 @@ def _head_peak(skeleton: Skeleton, body: Body, hidden: torch.Tensor, n_pieces: i
             loss = token_loss(body.logits({}, leaf, head), labels, 1)
             torch.autograd.grad(loss, leaf)
         return live.peak
-
-
-def _n_trainable(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
 def _empty(like: torch.Tensor) -> torch.Tensor:

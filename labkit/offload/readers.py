@@ -27,6 +27,8 @@ REQUEST = 8 << 20
 PAGE = 4096
 ALIGNMENT = 64
 """Bytes that views of weights are aligned to: a kernel may round differently at another alignment."""
+CLEARLY_FASTER = 1.1
+"""Ratio from which a direct read is preferred: it copies out of a staging buffer, and a trial has noise."""
 _CALIBRATION_BYTES = 256 << 20
 _MOST_VECTORS = 512
 
@@ -198,9 +200,7 @@ def calibrate(files: Sequence[Path], seconds: float = 1.0) -> Calibration:
             if not isinstance(cause, OSError) or cause.errno != errno.EINVAL:
                 raise
             refused[way] = f"the file system of {largest} does not take {way} reads"
-    # Reading ahead and computing share the cores, and a direct read leaves them alone; but it copies out of a staging
-    # buffer, so it has to be faster by more than the trial's noise.
-    direct = rates.get("direct", 0.0) > 1.1 * rates["drop"]
+    direct = rates.get("direct", 0.0) > CLEARLY_FASTER * rates["drop"]
     return Calibration(way="direct" if direct else "drop", bytes_per_second=rates, refused=refused)
 
 

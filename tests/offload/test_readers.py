@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -75,11 +76,25 @@ def test_a_request_that_the_kernel_cuts_short_is_continued(file: Path, monkeypat
     assert bytes(torch.cat(targets).numpy()) == file.read_bytes()[5:1082]
 
 
-def test_calibration_measures_each_way_that_works_and_takes_the_faster(file: Path) -> None:
+def test_calibration_measures_each_way_that_works(file: Path) -> None:
     found = calibrate([file], seconds=0.2)
     assert set(found.bytes_per_second) | set(found.refused) == {"drop", "direct"}
-    assert found.way == max(found.bytes_per_second, key=found.bytes_per_second.get)
     assert all(rate > 0 for rate in found.bytes_per_second.values())
+
+
+@pytest.mark.parametrize(("direct", "way"), [(0.5, "drop"), (1.05, "drop"), (1.2, "direct"), (None, "drop")])
+def test_calibration_takes_the_direct_way_where_it_is_clearly_faster(
+    direct: float | None, way: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(path: Path, n_bytes: int, tried: str, *_: object) -> float:
+        if tried == "direct" and direct is None:
+            raise readers.ReadError("no direct reads") from OSError(errno.EINVAL, "invalid argument")
+        return 1e9 * (direct if tried == "direct" else 1.0)
+
+    monkeypatch.setattr(readers, "_rate", rate)
+    found = calibrate([file])
+    assert found.way == way
+    assert ("direct" in found.refused) == (direct is None)
 
 
 def entry(file: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Entry:

@@ -37,6 +37,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite": GROUPED | {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "cohere": GROUPED,
     "gpt_neox": SMALL,
+    "qwen3_5_text": GROUPED  # layers of two kinds: a recurrence over the sequence, and attention
+    | {"head_dim": 8, "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": N_LAYERS, "n_head": 4, "vocab_size": 97, "n_positions": 64},
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": N_LAYERS, "num_attention_heads": 4}
     | {"vocab_size": 97, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
@@ -49,9 +52,10 @@ def save(folder: Path, kind: str, dtype: torch.dtype) -> PreTrainedModel:
     """Write a small model in several shards."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**CONFIGS[kind] | NO_DROPOUT.get(kind, {})))
-    # Larger than a fresh initialisation, so that every gradient is far from rounding.
-    for parameter in model.parameters():
-        parameter.data.mul_(2)
+    # Larger than a fresh initialisation, so that every gradient is far from rounding; but a recurrence whose rates of
+    # decay (their logarithms are parameters) grew as well would forget everything, and have no gradient.
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(0 if name.endswith("A_log") else 2)
     model = model.to(dtype).eval()
     model.save_pretrained(folder, max_shard_size="60KB")
     return model
