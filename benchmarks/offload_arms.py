@@ -41,13 +41,7 @@ def labkit(folder: str, job: Mapping[str, Any]) -> dict[str, Any]:
     norms: list[dict[str, float]] = []
 
     def step() -> None:
-        # As `StreamedLM.step` does it, which keeps no gradient to look at.
-        _, gradients = model.gradients(batch)
-        for name, parameter in model.adapters().items():
-            parameter.grad = gradients[name]
-        norms.append(norms_of(model.adapters()))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        norms.append({plain(name): norm for name, norm in model.step(batch, optimizer).grad_norms.items()})
 
     found = timed(step, norms, job)
     if job["ablate"]:

@@ -115,3 +115,17 @@ def test_what_the_readme_says_of_streaming_is_what_was_published():
     apart = pd.read_csv(ROOT / "figures" / "cpu" / "chunked_offload" / "learning.csv")
     both = apart.pivot_table(index=["arm", "step"], columns="kind", values="loss")
     assert ((both["streamed"] - both["resident"]).abs() / both["resident"]).max() < 1e-5
+
+
+def test_what_the_readme_says_of_disk_offload_is_in_the_committed_table():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    text = (ROOT / "benchmarks" / "results" / "offload_throughput.md").read_text()
+    table = text.partition("## steps")[2].partition("## equal-memory")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith(("| 1 x", "| 32 x"))]
+    found = {(row[0], row[1]): row for row in rows}
+    ratios = [found[f"{n} x 16", "accelerate"][8].split()[0] for n in (1, 32)]
+    assert f"takes accelerate's disk_offload {float(ratios[0]):.1f} times as long" in readme
+    assert f"a step of 32 samples {float(ratios[1]):.1f} times" in readme
+    memory = [float(found[f"{n} x 16", arm][2].replace(",", "")) for n in (1, 32) for arm in ("accelerate", "labkit")]
+    assert [round(memory[0] / memory[1]), round(memory[2] / memory[3])] == [2, 4]
+    assert "with two and four times the memory" in readme
