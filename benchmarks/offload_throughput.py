@@ -4,7 +4,7 @@
                                             [--folder FOLDER] [--out FILE]
 
     steps          1 and 32 samples of 16 tokens, 2.5B parameters, 0.9 GiB for the whole process
-    equal-memory   128 samples of 128 tokens, 0.2B parameters, within the least memory that both work with
+    equal-memory   128 samples of 128 tokens, 0.2B parameters, within the least memory that both plan for or work with
     airllm         1 and 32 samples of 16 tokens of a Qwen3.5 shape, 0.5B parameters (pip install airllm==4.0.0)
 
     labkit         StreamedLM: the weights once up and once down for all samples, two buffers, O_DIRECT
@@ -29,6 +29,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ class Part:
     """Maps with adapters."""
     layers: tuple[int, ...] | None
     """Layers with adapters; None for all."""
+    ablated: int = 0
+    """First rounds in which labkit is also timed with nothing read and with nothing computed."""
+    equal_memory: bool = False
+    """Whether the others get the same limit, and accumulate micro-batches as large as fit; labkit's is raised if one
+    of them needs more for a sample."""
 
 
 ENDS_44, ENDS_12 = (*range(4), *range(40, 44)), (*range(4), *range(8, 12))
@@ -99,6 +105,7 @@ PARTS = {
         budget="0.9GiB",
         targets=shapes.TARGETS,
         layers=ENDS_44,
+        ablated=sys.maxsize,
     ),
     "equal-memory": Part(
         arms=("labkit", "accelerate"),
@@ -106,6 +113,9 @@ PARTS = {
         budget="",
         targets=shapes.TARGETS,
         layers=ENDS_12,
+        # Computing alone takes as long as a step does here, and is the same every time.
+        ablated=1,
+        equal_memory=True,
     ),
     "airllm": Part(
         arms=("labkit", "airllm"),
@@ -181,22 +191,21 @@ def arms_at(part: Part, n: int) -> list[str]:
     return [arm for arm in part.arms if n == 1 or arm not in ONE_SAMPLE]
 
 
-def jobs_of(name: str, folder: Path, offloads: dict[str, Path], threads: int) -> dict[tuple[str, int], Job]:
+def jobs_of(part: Part, folder: Path, offloads: dict[str, Path], threads: int) -> dict[tuple[str, int], Job]:
     """Say what each arm does at each size: within the part's limit, or the least one it works with."""
-    part = PARTS[name]
     budget = parse_bytes(part.budget) if part.budget else smallest_plan(part, folder)
     jobs: dict[tuple[str, int], Job] = {}
     for n, seq_len, steps in part.sizes:
         for arm in arms_at(part, n):
             job = {"batch": n, "seq_len": seq_len, "steps": steps, "micro_batch": n, "targets": list(part.targets)}
             job |= {"layers": None if part.layers is None else list(part.layers), "budget": budget, "warm_up": 1}
-            job |= {"ablate": arm == "labkit" and name != "airllm"}
+            job |= {"ablate": False}
             trial = partial(run, arm, folder, offloads[arm], threads)
-            if name == "equal-memory":
+            if part.equal_memory:
                 job |= {"warm_up": 0} | ({} if arm == "labkit" else {"micro_batch": 1})
             if arm not in {"labkit", "resident"}:
                 job["budget"] = least_limit(trial, job)
-            if name == "equal-memory" and arm != "labkit":
+            if part.equal_memory and arm != "labkit":
                 job["micro_batch"] = largest_micro_batch(trial, job)
                 # Whoever needs more sets the limit for both.
                 jobs["labkit", n]["budget"] = job["budget"]
@@ -212,13 +221,12 @@ def compare(name: str, options: argparse.Namespace) -> str:
         described = write_weights(name, folder)
         for arm in set(part.arms) & set(PREPARED):
             prepare(arm, folder, offloads[arm], part)
-        jobs = jobs_of(name, folder, offloads, options.threads)
+        jobs = jobs_of(part, folder, offloads, options.threads)
         found: Found = {key: [] for key in jobs}
         with Progress(options.repeats * len(jobs), name) as progress:
             for i in range(options.repeats):
                 for (arm, n), job in jobs.items():
-                    # Computing alone takes long where the step does, and is the same every time.
-                    own = job | {"ablate": job["ablate"] and (i == 0 or name == "steps")}
+                    own = job | {"ablate": arm == "labkit" and i < part.ablated}
                     found[arm, n].append(run(arm, folder, offloads[arm], options.threads, own))
                     progress.advance(1, f"{arm} {n}: {mean_seconds(found[arm, n][-1]):.2f} s a step")
         lines = [f"### {name}", "", f"{described}; {options.repeats} rounds.", ""]
