@@ -11,7 +11,6 @@ import json
 import mmap
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from labkit.offload.engine import StreamedLM
 from labkit.offload.head import token_loss
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.memory import PeakAnonymous
+from labkit.offload.readers import disk_bytes_read
 
 RANK, ALPHA, RATE = 8, 16, 1e-4
-_IO = Path("/proc/self/io")
 
 
 def labkit(folder: str, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,14 +182,9 @@ def timed(step: Callable[[], None], norms: list[dict[str, float]], job: Mapping[
 
 
 def _timed_once(step: Callable[[], None]) -> dict[str, float]:
-    before, began = disk_bytes(), time.perf_counter()
+    before, began = disk_bytes_read(), time.perf_counter()
     step()
-    return {"seconds": time.perf_counter() - began, "disk_bytes": disk_bytes() - before}
-
-
-def disk_bytes() -> int:
-    """Return what the process has read from disks so far, by the kernel's own count."""
-    return next(int(line.split()[1]) for line in _IO.read_text().splitlines() if line.startswith("read_bytes:"))
+    return {"seconds": time.perf_counter() - began, "disk_bytes": disk_bytes_read() - before}
 
 
 def start_alike(adapters: Mapping[str, nn.Parameter]) -> None:

@@ -71,8 +71,16 @@ def run(
         published = _publish(staging, paths.figures(hardware, report))
         os.replace(executed, executed.with_name("executed.ipynb"))
         mark_done(report, hardware, inputs, custom=bool(overrides))
+    for piece in _failed_pieces(published):
+        say(f"NOT MEASURED  {piece}")
     say(f"published {published} in {units.format_seconds(time.time() - started)}")
     return published
+
+
+def _failed_pieces(published: Path) -> list[str]:
+    """List what the notebook went on without: its claims stay unjudged, and nobody should have to find out later."""
+    results = published / "results.json"
+    return json.loads(results.read_text(encoding="utf-8"))["failures"] if results.exists() else []
 
 
 def _refuse(checks: list[Check]) -> None:

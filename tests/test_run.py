@@ -165,6 +165,14 @@ def test_a_good_run_exits_with_0_and_prints_no_noise_of_the_kernel(clone, monkey
     assert re.fullmatch(bar_only, printed.err)
 
 
+def test_a_piece_that_failed_is_named_before_the_run_ends_well(clone):
+    document = {"results": {}, "out_of_reach": {}, "failures": ["phi-4 shape: DiskFull: 29 GB needed"]}
+    write_notebook(clone, writes(*DECLARED), writes("results.json", text=json.dumps(document)))
+    said = []
+    runner.run("claims", "ci", say=said.append)
+    assert "NOT MEASURED  phi-4 shape: DiskFull: 29 GB needed" in said[:-1]
+
+
 def test_a_notebook_that_raises_leaves_the_old_figures_and_is_kept_with_its_error(clone, old_figures):
     write_notebook(clone, writes(*DECLARED), "raise ValueError('odd [shape]')")
     with pytest.raises(record.RunFailed, match=r"cell \[4\] of claims raised ValueError: odd \[shape\]") as raised:

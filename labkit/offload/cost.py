@@ -11,6 +11,7 @@ import torch
 from labkit import device, models
 from labkit.cost import Cost
 from labkit.offload import shapes
+from labkit.offload.learning import ABOVE_BASE, side_by_side
 from labkit.offload.study import FULL_BATCH, FULL_BUDGET, n_threads
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GB, GIB
@@ -78,8 +79,10 @@ def reading_seconds(params: ChunkedOffload) -> float:
 
 
 def learn_bytes(params: ChunkedOffload) -> float:
-    """Return the memory of the resident learning arm: float32 weights and what a micro-batch keeps."""
-    return 4.0 * models.SHAPES[params.learn_model].parameters + 0.5 * GIB
+    """Return the memory of a learning arm: float32 weights, the streamed twin beside them, what micro-batches keep."""
+    twins = side_by_side(params.device, n_threads(params))
+    weights = 4.0 * models.SHAPES[params.learn_model].parameters
+    return weights * (1 + ABOVE_BASE * (twins - 1)) + 0.5 * GIB * twins
 
 
 def training_rate(params: ChunkedOffload) -> tuple[float, str]:

@@ -84,13 +84,13 @@ def _environment(threads: int) -> dict[str, str]:
 @contextmanager
 def _cgroup(wanted: bool) -> Iterator[Path | None]:
     """Make a memory cgroup below this process's own, version 2 or 1; None where that is not allowed."""
-    group = _own_group() / f"labkit-{os.getpid()}" if wanted else None
+    group = None
     try:
-        if group is not None:
-            group.mkdir()
+        if wanted:
+            group = Path(tempfile.mkdtemp(prefix="labkit-", dir=_own_group()))
             next(group / name for name in _LIMITS if (group / name).exists())
     except (OSError, StopIteration):
-        if group is not None and group.is_dir():
+        if group is not None:
             group.rmdir()
         group = None
     try:

@@ -30,6 +30,7 @@ ALIGNMENT = 64
 CLEARLY_FASTER = 1.1
 """Ratio from which a direct read is preferred: it copies out of a staging buffer, and a trial has noise."""
 _CALIBRATION_BYTES = 256 << 20
+_IO = Path("/proc/self/io")
 _MOST_VECTORS = 512
 
 
@@ -216,3 +217,9 @@ def _rate(path: Path, n_bytes: int, way: Way, buffer: torch.Tensor, seconds: flo
     rate = at / (time.perf_counter() - began)
     reader.close()
     return rate
+
+
+def disk_bytes_read() -> int:
+    """Return what the process has read from disks so far, by the kernel's own count; 0 where there is none."""
+    lines = _IO.read_text().splitlines() if _IO.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)

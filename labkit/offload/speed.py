@@ -20,11 +20,9 @@ from labkit.offload import ablation, shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.offload.readers import calibrate
+from labkit.offload.readers import calibrate, disk_bytes_read
 from labkit.offload.step_report import StepReport
 from labkit.pagecache import drop_pages
-
-_IO = Path("/proc/self/io")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,9 +100,9 @@ def time_steps(spec: dict[str, Any], folder: str) -> dict[str, Any]:
     model.step(batches[own.batch_sizes[0]], optimizer)
     rows, ablations = [], []
     for repeat, n in _turns(own):
-        before = _disk_bytes()
+        before = disk_bytes_read()
         report = model.step(batches[n], optimizer)
-        rows.append(_row(n, repeat, report) | {"disk_bytes": _disk_bytes() - before})
+        rows.append(_row(n, repeat, report) | {"disk_bytes": disk_bytes_read() - before})
         if n in own.ablated:
             read = ablation.without_computing(model, batches[n])
             computed = ablation.without_reading(model, batches[n])
@@ -144,12 +142,6 @@ def _turns(spec: SpeedSpec) -> Iterator[tuple[int, int]]:
 def _row(n: int, repeat: int, report: StepReport) -> dict[str, Any]:
     kept = ("seconds", "stalled_seconds", "loads", "bytes_read", "row_bytes_read", "peak_bytes", "loss", "grad_norm")
     return {"batch": n, "repeat": repeat} | {name: getattr(report, name) for name in kept}
-
-
-def _disk_bytes() -> int:
-    """Return what the process has read from disks so far, by the kernel's own count; 0 where there is none."""
-    lines = _IO.read_text().splitlines() if _IO.exists() else []
-    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
 
 
 def _planned(model: StreamedLM, n: int, seq_len: int) -> Mapping[str, Any]:
