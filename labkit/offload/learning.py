@@ -30,7 +30,7 @@ from labkit.units import MIB
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *shapes.TARGETS)
 """The report's four maps under the names they have in models that keep q, k, v and gate, up apart, and together."""
 _CHARACTERS_PER_TOKEN = 8
-ABOVE_BASE = 0.3
+ABOVE_BASE = 0.35
 """Memory of the streamed arm above what a process without a model holds, as a share of the weights' bytes."""
 _LEAST_ABOVE = 128 * MIB
 
