@@ -13,6 +13,7 @@ _PLANS = {
     "scaling_grid": ("labkit.scaling.cost", "plan_grid"),
     "size_inertia": ("labkit.inertia.cost", "plan_study"),
     "chunked_offload": ("labkit.offload.cost", "plan_study"),
+    "predict_phase": ("labkit.hybrid.cost", "plan_study"),
 }
 
 

@@ -5,5 +5,10 @@ from __future__ import annotations
 from labkit import schema
 from labkit.schema import Params
 from labkit.schema_chunked_offload import ChunkedOffload
+from labkit.schema_predict_phase import PredictPhase
 
-REPORTS: dict[str, type[Params]] = {**schema.REPORTS, "chunked_offload": ChunkedOffload}
+REPORTS: dict[str, type[Params]] = {
+    **schema.REPORTS,
+    "chunked_offload": ChunkedOffload,
+    "predict_phase": PredictPhase,
+}

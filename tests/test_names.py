@@ -16,6 +16,7 @@ NAMES = {
     "labkit.scaling": ["resolvent_diagonal", "ResNetBK", "Transformer", "admit", "fit_law", "run_grid"],
     "labkit.inertia": ["measure_decode", "replay", "train_arm", "run_study"],
     "labkit.offload": ["plan", "StreamedLM", "StepReport", "run_isolated", "write_random_checkpoint"],
+    "labkit.hybrid": ["HybridConfig", "HybridCallback", "Hybrid", "PhaseMachine"],
     "labkit.claims": ["load", "judge"],
     "labkit.audit": ["audit"],
 }

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-import os
 import sys
-import threading
-import time
 from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +27,7 @@ from labkit.scaling.counts import training_flops
 from labkit.scaling.data import GridData, load_tokens, prepare
 from labkit.scaling.train import Cell, build, in_turn, n_steps, train_cell
 from labkit.schema import ScalingGrid
+from labkit.workers import process_pool
 
 MAX_EXTENSIONS = 4
 """Number of rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
@@ -147,21 +144,6 @@ def run_grid(params: ScalingGrid, executor: Executor | None = None) -> Grid:
         if executor is None:
             pool.shutdown(cancel_futures=True)
     return grid
-
-
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Return worker processes that end with their parent, even if it is killed."""
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent, initargs=(os.getpid(),))
-
-
-def _end_with_parent(parent: int) -> None:
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _conversation(grid: Grid, mixer: str, width: int) -> Conversation:

@@ -1,0 +1,162 @@
+"""Figures of report 003: loss against time, time to an equal loss, phases, oracle, the report's protocol, memory.
+
+Each function takes measured rows and returns (figure, the rows it drew); `labkit.figures.save` publishes the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from labkit.figures import style
+from labkit.hybrid.protocol import BASELINE, Judgement
+
+Drawing = tuple[Figure, pd.DataFrame]
+
+SHOWN = ("adamw", "block-trend", "ema-nesterov", "last-update", "frozen", "random", "muon", "muon-block-trend")
+"""Arms drawn as lines; more could not be told apart. All are in the table and in runs.csv."""
+_GREY = "#777777"
+
+
+def loss_against_time(points: pd.DataFrame) -> Drawing:
+    """Plot the final loss of completed schedules against their training time, with standard errors over seeds.
+
+    Args:
+        points: rows with arm, steps, seconds, loss, seconds_sem, loss_sem.
+    """
+    drawn = points[points["arm"].isin(SHOWN)]
+    fig, axes = plt.subplots(figsize=(8.0, 5.2))
+    looks = style(SHOWN)
+    for arm in [name for name in SHOWN if name in set(drawn["arm"])]:
+        part = drawn[drawn["arm"] == arm].sort_values("seconds")
+        errors = {"xerr": part["seconds_sem"], "yerr": part["loss_sem"], "capsize": 2}
+        axes.errorbar(part["seconds"], part["loss"], label=arm, **errors, **looks[arm])
+    base = drawn[drawn["arm"] == BASELINE]
+    if len(base):
+        axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":")
+    axes.set(
+        xscale="log", xlabel="seconds of training, probes included", ylabel="held-out loss at the end, nats per token"
+    )
+    fig.legend(loc="outside lower center", ncols=4)
+    return fig, drawn
+
+
+def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
+    """Draw each arm's speed at an equal final loss with its interval; bounds as arrows."""
+    rows = pd.DataFrame(
+        [
+            {
+                "arm": own.arm,
+                "speed": own.reach.ratio,
+                "low": own.reach.interval.low if own.reach.interval else np.nan,
+                "high": own.reach.interval.high if own.reach.interval else np.nan,
+                "bound": own.reach.bound,
+            }
+            for own in judgements
+        ]
+    )
+    fig, axes = plt.subplots(figsize=(7.6, 0.36 * len(rows) + 1.4))
+    marks = {"": "o", "at least": ">", "at most": "<"}
+    for place, row in enumerate(rows.itertuples()):
+        axes.plot([row.low, row.high], [place, place], color=_GREY, linewidth=2)
+        axes.plot([row.speed], [place], marker=marks[row.bound], linestyle="none", color="#0173b2")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set(xscale="log", xlabel="times the speed of tuned AdamW at an equal final loss (< at most, > at least)")
+    axes.set_yticks(range(len(rows)), rows["arm"])
+    axes.set_xticks(ticks := _ticks(rows), [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.invert_yaxis()
+    return fig, rows
+
+
+def _ticks(rows: pd.DataFrame) -> list[float]:
+    values = rows[["speed", "low", "high"]].to_numpy().ravel()
+    low, high = np.nanmin([*values, 1.0]), np.nanmax([*values, 1.0])
+    return [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if low / 1.3 <= tick <= high * 1.3]
+
+
+def phase_timeline(decisions: pd.DataFrame) -> Drawing:
+    """Plot what each decision of one run did to the probe's loss, against the step it was taken at.
+
+    Args:
+        decisions: rows with step, horizon, accepted, probe_before, probe_after, remark.
+    """
+    fig, axes = plt.subplots(figsize=(7.6, 3.6))
+    columns = ["step", "horizon", "accepted", "probe_before", "probe_after", "confidence", "remark"]
+    drawn = decisions.reindex(columns=columns)
+    change = (drawn["probe_after"] - drawn["probe_before"]).astype(float)
+    looks = style(["accepted", "refused"])
+    for name, chosen in (("accepted", drawn["accepted"] == True), ("refused", drawn["accepted"] != True)):  # noqa: E712
+        axes.plot(drawn["step"][chosen], change[chosen], label=name, **looks[name] | {"linestyle": "none"})
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set(xlabel="nominal step", ylabel="probe's loss after the jump\nless that before, nats")
+    fig.legend(loc="outside upper right", ncols=2)
+    return fig, drawn
+
+
+def oracle_panel(losses: pd.DataFrame, table: pd.DataFrame) -> Drawing:
+    """Plot the held-out loss along the drift at each point, and how much of the skipped progress is left at the end.
+
+    Args:
+        losses: rows with seed, step, length, change; means over seeds are drawn.
+        table: rows with step, delivered in percent and its extremes over seeds.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8))
+    looks = style([f"step {step}" for step in dict.fromkeys(losses["step"])])
+    for step, part in losses.groupby("step"):
+        mean = part.groupby("length")["change"].mean()
+        left.plot(mean.index, mean, label=f"step {step}", **looks[f"step {step}"])
+    left.axhline(0.0, color="black", linewidth=0.8)
+    left.set(xscale="log", xlabel="steps jumped", ylabel="change of the held-out loss, nats")
+    left.set_xticks(ticks := sorted(set(losses["length"])), [str(n) for n in ticks])
+    left.minorticks_off()
+    left.legend()
+    ends = [table["delivered, %"] - table["least, %"], table["greatest, %"] - table["delivered, %"]]
+    names = [f"step {step}" for step in table["step"]]
+    right.bar(names, table["delivered, %"], color="#0173b2")
+    right.errorbar(names, table["delivered, %"], yerr=np.maximum(ends, 0.0), color="black", linestyle="none", capsize=3)
+    right.axhline(100.0, color=_GREY, linestyle=":")
+    right.axhline(0.0, color="black", linewidth=0.8)
+    right.set(ylabel="% of the skipped steps' progress\nstill there at the end")
+    return fig, losses.merge(table[["step", "delivered, %", "least, %", "greatest, %"]], on="step")
+
+
+def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
+    """Plot the loss of the report's protocol against steps and against seconds, for both initialisations.
+
+    Args:
+        curves: rows with initialisation, arm, step, seconds, loss.
+        floor: ln V, which no model can beat on random targets.
+    """
+    kinds = list(dict.fromkeys(curves["initialisation"]))
+    fig, axes = plt.subplots(len(kinds), 2, figsize=(9.0, 3.0 * len(kinds)), squeeze=False)
+    looks = style(["baseline", "hybrid", "memory_optimized"])
+    for row, kind in zip(axes, kinds, strict=True):
+        for panel, x in zip(row, ("step", "seconds"), strict=True):
+            for arm, part in curves[curves["initialisation"] == kind].groupby("arm", sort=False):
+                panel.plot(part[x], part["loss"], label=arm.replace("_", "-"), **looks[arm] | {"markevery": 5})
+            panel.axhline(floor, color=_GREY, linestyle=":")
+            panel.set(xlabel=x, ylabel=f"loss, {kind} init", yscale="log")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    return fig, curves
+
+
+def memory_panel(points: pd.DataFrame) -> Drawing:
+    """Plot memory above its start against predicted steps.
+
+    Args:
+        points: rows with run, step, mib.
+    """
+    fig, axes = plt.subplots(figsize=(7.2, 3.8))
+    looks = style(["ours", "leak"])
+    words = {"ours": "labkit", "leak": "graphs kept on purpose"}
+    for name, part in points.groupby("run", sort=False):
+        axes.plot(part["step"], part["mib"], label=words[name], **looks[name] | {"markersize": 3})
+    axes.set(xlabel="predicted steps", ylabel="MiB above the start")
+    axes.legend()
+    return fig, points

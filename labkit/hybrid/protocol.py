@@ -1,0 +1,274 @@
+"""What may be said about an arm: time to an equal final loss, and which claims the intervals allow.
+
+Every run completes its own schedule, so a loss is compared with a loss at the end of a schedule and never with a point
+on the way (notes on report 003, section 3). Seeds are paired: all arms of a seed start alike. Intervals resample seeds,
+all budgets of a seed together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from labkit.hybrid.arms import ARMS
+from labkit.stats import Interval, bootstrap_ci
+
+BASELINE = "adamw"
+MARGIN = 0.003
+"""Relative difference in loss that counts as none: the report's 2 % is worth a run 1.2 to 1.5 times as long."""
+ALPHA = 0.01
+TARGET = 1.5
+"""Speed the report set out for."""
+LEAST_SEEDS = 3
+"""Seeds below which no interval is given and nothing may be said."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """How fast an arm is at the lowest final loss that it and the baseline both reach."""
+
+    ratio: float
+    """Baseline's time over the arm's; where one is better at its shortest budget than the other at its longest, the
+    bound that their times give."""
+    bound: str = ""
+    """"at least" if the arm's shortest budget is already better, "at most" if the baseline's is, else empty."""
+    interval: Interval | None = None
+    """95 % BCa interval over seeds; None for a bound or too few seeds."""
+
+    def __str__(self) -> str:
+        if self.bound:
+            return f"{self.bound} {self.ratio:.3g}"
+        return f"{self.ratio:.3g}" if self.interval is None else str(self.interval)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What the runs of one arm show against the baseline."""
+
+    arm: str
+    """Its name."""
+    reach: Reach
+    """Speed at equal final loss."""
+    loss_change: float
+    """Relative change of the loss against the baseline at the baseline's time; negative is better."""
+    p_value: float
+    """One-sided paired t-test that the arm is better at equal time, Holm-corrected over the arms."""
+    beats_truncated: bool
+    """Whether it is better than the baseline with a schedule as long as the arm's own time allows."""
+    equivalent: bool
+    """Whether both one-sided tests put the difference within MARGIN."""
+    n_seeds: int
+    """Paired seeds."""
+    claims: tuple[str, ...]
+    """What may be said, derived from the rest."""
+
+
+def frontier(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Return an arm's mean seconds and mean loss at each budget, sorted by seconds, the loss made monotone.
+
+    Args:
+        runs: one row a run, with arm, steps, seed, seconds and loss.
+        arm: which one.
+    """
+    means = runs[runs["arm"] == arm].groupby("steps")[["seconds", "loss"]].mean().sort_values("seconds")
+    return means.assign(loss=means["loss"].cummin())
+
+
+def loss_at(line: pd.DataFrame, seconds: float) -> float:
+    """Return a frontier's loss at a time, linear in its logarithm; beyond its ends the loss of the nearest end."""
+    return float(np.interp(math.log(seconds), np.log(line["seconds"]), line["loss"]))
+
+
+def time_to(line: pd.DataFrame, loss: float) -> tuple[float, str]:
+    """Return when a frontier reaches a loss that its longest budget reaches, and "at least" if its shortest one did.
+
+    Raises:
+        ValueError: it never reaches it.
+    """
+    if loss > line["loss"].iloc[0]:
+        return float(line["seconds"].iloc[0]), "at least"
+    if loss < line["loss"].iloc[-1]:
+        raise ValueError(f"the frontier ends at {line['loss'].iloc[-1]} and never reaches {loss}")
+    falling = line[line["loss"].diff().fillna(-1.0) < 0]
+    return float(np.exp(np.interp(-loss, -falling["loss"], np.log(falling["seconds"])))), ""
+
+
+def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95, n_resamples: int = 2000) -> Reach:
+    """Return how much sooner an arm than the baseline reaches the lowest loss that both reach."""
+    ratio, bound = speed(frontier(runs, arm), frontier(runs, BASELINE))
+    both = {name: _by_seed(runs, name) for name in (arm, BASELINE)}
+    seeds = [seed for seed in both[arm] if seed in both[BASELINE] and _is_whole(both, seed)]
+    if bound or arm == BASELINE or len(seeds) < LEAST_SEEDS:
+        return Reach(ratio=ratio, bound=bound)
+    stacked = {name: np.stack([own[seed] for seed in seeds]) for name, own in both.items()}
+
+    def of_drawn(drawn: np.ndarray) -> float:
+        return speed(*(_line(stacked[name][np.asarray(drawn, int)]) for name in (arm, BASELINE)))[0]
+
+    interval = bootstrap_ci(np.arange(len(seeds)), of_drawn, level=level, n_resamples=n_resamples)
+    return Reach(ratio=ratio, interval=interval)
+
+
+def _is_whole(both: Mapping[str, Mapping[int, np.ndarray]], seed: int) -> bool:
+    """Say whether a seed has every budget in both arms."""
+    return all(len(own[seed]) == max(map(len, own.values())) for own in both.values())
+
+
+def _by_seed(runs: pd.DataFrame, arm: str) -> dict[int, np.ndarray]:
+    """Return seconds and loss of each seed by budget, [budgets, 2]."""
+    own = runs[runs["arm"] == arm].sort_values("steps")
+    return {seed: part[["seconds", "loss"]].to_numpy() for seed, part in own.groupby("seed")}
+
+
+def _line(values: np.ndarray) -> pd.DataFrame:
+    """Return the frontier of drawn seeds, [seeds, budgets, 2]."""
+    mean = values.mean(0)
+    mean = mean[np.argsort(mean[:, 0])]
+    return pd.DataFrame({"seconds": mean[:, 0], "loss": np.minimum.accumulate(mean[:, 1])})
+
+
+def speed(own: pd.DataFrame, base: pd.DataFrame) -> tuple[float, str]:
+    """Return the baseline's time over an arm's at the lowest loss that both frontiers reach, and "" or which bound."""
+    loss = max(float(line["loss"].iloc[-1]) for line in (own, base))
+    (own_seconds, own_bound), (base_seconds, base_bound) = (time_to(line, loss) for line in (own, base))
+    bound = own_bound or ("at most" if base_bound else "")
+    return base_seconds / own_seconds, bound
+
+
+def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
+    """Judge every arm but the baseline.
+
+    Args:
+        runs: one row a run, with arm, steps, seed, seconds and loss; a run that diverged has its initial loss.
+        n_resamples: of the bootstrap over seeds.
+
+    Raises:
+        ValueError: no run of the baseline.
+    """
+    if BASELINE not in set(runs["arm"]):
+        raise ValueError(f"the comparison has no run of {BASELINE}")
+    arms = [arm for arm in ARMS if arm in set(runs["arm"]) and arm != BASELINE]
+    changes = {arm: equal_time_changes(runs, arm) for arm in arms}
+    corrected = holm({arm: _p_better(values) for arm, values in changes.items()})
+    found = [_judge(runs, arm, changes[arm], corrected[arm], n_resamples) for arm in arms]
+    inner = {own.arm: own for own in found}
+    return [_with_claims(own, inner) for own in found]
+
+
+def equal_time_changes(runs: pd.DataFrame, arm: str) -> np.ndarray:
+    """Return the relative change of the loss at the baseline's time, one value for each paired seed."""
+    changes = []
+    for _, own in runs.groupby("seed"):
+        if not {arm, BASELINE} <= set(own["arm"]):
+            continue
+        base = frontier(own, BASELINE)
+        there = loss_at(frontier(own, arm), float(base["seconds"].iloc[-1]))
+        changes.append(there / float(base["loss"].iloc[-1]) - 1)
+    return np.array(changes)
+
+
+def _p_better(changes: np.ndarray) -> float:
+    if len(changes) < 2 or np.ptp(changes) == 0:
+        return 1.0
+    return float(scipy_stats.ttest_1samp(changes, 0.0, alternative="less").pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Correct p-values for their number (Holm 1979)."""
+    order = sorted(p_values, key=p_values.__getitem__)
+    corrected, highest = {}, 0.0
+    for i, name in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - i) * p_values[name]))
+        corrected[name] = highest
+    return corrected
+
+
+def is_equivalent(changes: np.ndarray, margin: float = MARGIN, alpha: float = 0.05) -> bool:
+    """Say whether two one-sided t-tests put the mean change within the margin."""
+    if len(changes) < LEAST_SEEDS or np.ptp(changes) == 0:
+        return bool(len(changes) and np.all(changes == 0))
+    low = scipy_stats.ttest_1samp(changes, -margin, alternative="greater").pvalue
+    high = scipy_stats.ttest_1samp(changes, margin, alternative="less").pvalue
+    return bool(max(low, high) < alpha)
+
+
+def _judge(runs: pd.DataFrame, arm: str, changes: np.ndarray, p_value: float, n_resamples: int) -> Judgement:
+    own, base = frontier(runs, arm), frontier(runs, BASELINE)
+    truncated = loss_at(base, float(own["seconds"].iloc[-1]))
+    return Judgement(
+        arm=arm,
+        reach=reach(runs, arm, n_resamples=n_resamples),
+        loss_change=float(changes.mean()) if len(changes) else math.nan,
+        p_value=p_value,
+        beats_truncated=bool(own["loss"].iloc[-1] < truncated),
+        equivalent=is_equivalent(changes),
+        n_seeds=len(changes),
+        claims=(),
+    )
+
+
+def _with_claims(own: Judgement, found: Mapping[str, Judgement]) -> Judgement:
+    return Judgement(**{name: getattr(own, name) for name in own.__slots__} | {"claims": tuple(claims(own, found))})
+
+
+def claims(own: Judgement, found: Mapping[str, Judgement]) -> Sequence[str]:
+    """Derive what may be said about an arm from its intervals and from those of its controls.
+
+    Args:
+        own: the arm.
+        found: all arms, for the inner optimizer and the controls.
+    """
+    said = []
+    low = _low(own.reach) if own.n_seeds >= LEAST_SEEDS else 0.0
+    faster = low > 1 and own.beats_truncated and own.p_value < ALPHA
+    if faster:
+        said.append("faster at equal loss")
+    if faster and low >= TARGET:
+        said.append(f"at least {TARGET:g}x at equal loss")
+    if faster and _due_to_prediction(own, found):
+        said.append("due to prediction")
+    if own.equivalent:
+        said.append(f"no loss of quality within {MARGIN:.1%} at equal time")
+    return said
+
+
+def _low(found: Reach) -> float:
+    if found.interval is not None:
+        return found.interval.low
+    return found.ratio if found.bound == "at least" else 0.0
+
+
+def _due_to_prediction(own: Judgement, found: Mapping[str, Judgement]) -> bool:
+    """Ask whether the arm beats its own inner optimizer, and no control is faster than the baseline."""
+    arm = ARMS[own.arm]
+    if arm.hybrid is None or arm.control:
+        return False
+    inner = found.get(arm.optimizer)
+    controls = [other for name, other in found.items() if ARMS[name].control]
+    better = inner is None or _low(own.reach) > (
+        inner.reach.interval.high if inner.reach.interval else inner.reach.ratio
+    )
+    return better and not any(_low(other.reach) > 1 for other in controls)
+
+
+def table(judgements: Sequence[Judgement]) -> pd.DataFrame:
+    """Return one row an arm, for people."""
+    rows: list[dict[str, Any]] = [
+        {
+            "arm": own.arm,
+            "what it is": ARMS[own.arm].words,
+            "speed at equal loss": str(own.reach),
+            "loss at equal time, %": 100 * own.loss_change,
+            "p (Holm)": own.p_value,
+            "beats the truncated baseline": own.beats_truncated,
+            "may be said": "; ".join(own.claims) or "nothing",
+        }
+        for own in judgements
+    ]
+    return pd.DataFrame(rows)

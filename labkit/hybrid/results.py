@@ -1,0 +1,112 @@
+"""Numbers of report 003 for the ledger, from what a run measured, and what a profile cannot measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from labkit import models
+from labkit.hybrid import original
+from labkit.hybrid.config import REPORT, HybridConfig
+from labkit.hybrid.phases import Phase, PhaseMachine
+from labkit.hybrid.protocol import Judgement
+from labkit.hybrid.study import Study
+from labkit.units import GIB
+
+Number = dict[str, Any]
+
+HYBRID = "block-trend"
+"""Arm that stands for the report's hybrid trainer: the same state machine, with a predictor that changes weights."""
+SHAPES = {"gpt2": {}, "gpt2_medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
+"""The report's models, as what differs from GPT-2 small."""
+
+ORIGINAL = {
+    "full_over_forward": "",
+    "time_ratio/original": "",
+    "equal_loss_speed/original": "",
+    "time_ratio/memory_optimized": "",
+    "equal_loss_speed/memory_optimized": "",
+    "loss_gap_percent/original": "percent",
+}
+"""Numbers of the report's own protocol, with their units."""
+
+
+def results(study: Study, judgements: Sequence[Judgement]) -> dict[str, Number]:
+    """Return every number a run has for the ledger, by key."""
+    return property_results() | original_results(study) | comparison_results(judgements)
+
+
+def property_results() -> dict[str, Number]:
+    """Count what is exact: phases of the report's configuration, parameters of its models."""
+    steps = report_phases(50)
+    out = {f"phases/{phase}": _number(n, "steps") for phase, n in steps.items()}
+    out |= {f"phase_percent/{phase}": _number(100 * n / 50, "percent") for phase, n in steps.items()}
+    return out | {f"parameters/{name}": _number(n_parameters(name), "parameters") for name in SHAPES}
+
+
+def report_phases(total: int) -> dict[str, int]:
+    """Return the steps of each phase under the report's configuration when every prediction is believed."""
+    config = HybridConfig(**REPORT)
+    machine, counts = PhaseMachine(config, total), dict.fromkeys(map(str, Phase), 0)
+    while not machine.over:
+        counts[str(machine.phase)] += 1
+        machine.count_real()
+        if machine.left:
+            continue
+        if not machine.may_predict:
+            machine.end_phase()
+            continue
+        steps = machine.horizon(config.full_steps)
+        counts[str(Phase.PREDICT)] += steps
+        machine.predict(steps)
+    return counts
+
+
+def n_parameters(name: str) -> int:
+    """Count the parameters of one of SHAPES."""
+    return sum(p.numel() for p in models.build("gpt2", device="meta", **SHAPES[name]).parameters())
+
+
+def original_results(study: Study) -> dict[str, Number]:
+    """Return the ratios of the report's own protocol with the initialisation that it had; only its own model counts."""
+    if study.params.original_task != "gpt2" or "published" not in study.originals:
+        return {}
+    found = original.summary(study.originals["published"])
+    found["loss_gap_percent/original"] = found.pop("loss_gap_percent")
+    return {key: _number(found[key], unit) for key, unit in ORIGINAL.items()}
+
+
+def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
+    """Return the hybrid's speed at equal loss on real text; nothing where its budgets hold only a bound."""
+    own = next((found for found in judgements if found.arm == HYBRID), None)
+    if own is None or own.reach.bound:
+        return {}
+    interval = own.reach.interval
+    ends = None if interval is None else [interval.low, interval.high]
+    note = f"{own.n_seeds} paired seeds"
+    return {"equal_loss_speed/hybrid": _number(own.reach.ratio, "", ends, note=note, n_seeds=own.n_seeds)}
+
+
+def out_of_reach(study: Study) -> dict[str, Any]:
+    """Name what this profile cannot measure, and what it would take, by its own rate of training."""
+    if study.params.original_task == "gpt2":
+        return {}
+    why = f"the report's protocol ran on {study.params.original_task} here, not on GPT-2 small"
+    needs = {"why": why, "seconds": _seconds_on_gpt2(study), "gib": 16 * n_parameters("gpt2") / GIB}
+    return dict.fromkeys(ORIGINAL, needs)
+
+
+def _seconds_on_gpt2(study: Study) -> float:
+    """Scale the seconds of the small model's protocol by parameters."""
+    if not study.originals:
+        return 0.0
+    result = next(iter(study.originals.values()))
+    arms = (result[name] for name in ("baseline", "hybrid", "memory_optimized"))
+    return sum(sum(arm["seconds"]) for arm in arms) * n_parameters("gpt2") / result["parameters"]
+
+
+def _number(
+    value: float, unit: str, interval: list[float] | None = None, *, note: str = "", n_seeds: int = 1
+) -> Number:
+    out: Number = {"value": float(value), "unit": unit, "n_seeds": n_seeds}
+    return out | ({"ci": interval} if interval else {}) | ({"note": note} if note else {})

@@ -1,0 +1,156 @@
+"""Tables and sentences of report 003 for its notebook: plain frames, nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from labkit.hybrid import original
+from labkit.hybrid.arms import ARMS
+from labkit.hybrid.protocol import BASELINE, Judgement, frontier
+from labkit.hybrid.study import Study
+from labkit.units import MIB
+
+
+def original_table(study: Study) -> pd.DataFrame:
+    """Return one row an initialisation: losses against ln V, time for as many steps, speed at equal loss."""
+    rows = []
+    for name, result in study.originals.items():
+        found = original.summary(result)
+        rows.append(
+            {
+                "initialisation": name,
+                "first loss": result["baseline"]["loss"][0],
+                "ln V": float(np.log(study.params.original_vocab_size)),
+                "baseline, last": found["final_loss/baseline"],
+                "original, last": found["final_loss/hybrid"],
+                "gap, %": found["loss_gap_percent"],
+                "time for 50 steps": found["time_ratio/original"],
+                "speed at equal loss": found["equal_loss_speed/original"],
+                "step over forward": found["full_over_forward"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def original_curves(study: Study) -> pd.DataFrame:
+    """Return the loss of every step of the report's protocol: initialisation, arm, step, seconds, loss."""
+    rows = []
+    for name, result in study.originals.items():
+        for arm in ("baseline", "hybrid", "memory_optimized"):
+            seconds = np.cumsum(result[arm]["seconds"])
+            rows += [
+                {"initialisation": name, "arm": arm, "step": i + 1, "seconds": float(s), "loss": loss}
+                for i, (s, loss) in enumerate(zip(seconds, result[arm]["loss"], strict=True))
+            ]
+    return pd.DataFrame(rows)
+
+
+def tuning_table(study: Study) -> pd.DataFrame:
+    """Return the chosen rate of every arm and whether it lies inside the rates tried."""
+    rows = [
+        {"arm": arm, "peak rate": rate, "inside the sweep": study.interior[arm], "what it is": ARMS[arm].words}
+        for arm, rate in study.best_rate.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def frontiers(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return mean seconds and loss of every arm at every budget, with their standard errors over seeds."""
+    grouped = runs.groupby(["arm", "steps"], sort=False)[["seconds", "loss"]].agg(["mean", "sem"])
+    grouped.columns = ["seconds", "seconds_sem", "loss", "loss_sem"]
+    return grouped.fillna(0.0).reset_index()
+
+
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return what the longest budget of every arm cost and did, means over seeds."""
+    longest = runs[runs["steps"] == runs["steps"].max()]
+    kept = ["seconds", "real_steps", "predicted_steps", "jumps", "refused", "probe_forwards", "tokens", "loss"]
+    return longest.groupby("arm", sort=False)[kept].mean().reset_index()
+
+
+def oracle_table(study: Study) -> pd.DataFrame:
+    """Return one row a point: jumps and what they are worth at the end of the schedule, means over seeds.
+
+    *delivered* is the share of the skipped steps' progress that the jump put in their place: the ratio of the mean
+    differences, with the least and the greatest of the single seeds.
+    """
+    rows = []
+    for points in zip(*(found["points"] for found in study.oracles.values()), strict=True):
+        finals = np.array([found["final"] for found in study.oracles.values()])
+        jumped, left_out = (np.array([point[name] for point in points]) for name in ("jumped", "left_out"))
+        single = (left_out - jumped) / (left_out - finals)
+        rows.append(
+            {
+                "step": points[0]["step"],
+                "best jump, steps": float(np.mean([point["best"] for point in points])),
+                "gain of it at once": float(np.mean([p["here"] - p["losses"][str(p["best"])] for p in points])),
+                "judged jump, steps": float(np.mean([point["judged"] for point in points])),
+                "final, nothing skipped": float(finals.mean()),
+                "final, jumped": float(jumped.mean()),
+                "final, left out": float(left_out.mean()),
+                "delivered, %": 100 * float((left_out - jumped).mean() / (left_out - finals).mean()),
+                "least, %": 100 * float(single.min()),
+                "greatest, %": 100 * float(single.max()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def oracle_losses(study: Study) -> pd.DataFrame:
+    """Return the held-out loss after jumps of every length: seed, step, length, loss less that before the jump."""
+    rows = [
+        {"seed": seed, "step": point["step"], "length": int(n), "change": loss - point["here"]}
+        for seed, found in study.oracles.items()
+        for point in found["points"]
+        for n, loss in point["losses"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def memory_points(study: Study) -> pd.DataFrame:
+    """Return memory above its start against predicted steps, ours and with the leak made on purpose."""
+    rows = []
+    for name in ("ours", "leak") if study.growth else ():
+        own = study.growth[name]
+        rows += [
+            {"run": name, "step": step, "mib": (held - own["bytes"][0]) / MIB}
+            for step, held in zip(own["steps"], own["bytes"], strict=True)
+        ]
+    return pd.DataFrame(rows)
+
+
+def timeline(study: Study, arm: str) -> pd.DataFrame:
+    """Return the decisions of one run of an arm, first seed and longest budget: step, horizon, probe, remark."""
+    own = [run for run in study.results if run.arm == arm and run.seed in study.params.seeds]
+    if not own:
+        return pd.DataFrame()
+    longest = max(own, key=lambda run: (run.steps, -run.seed))
+    return pd.DataFrame(study.results[longest]["jumps"])
+
+
+def verdict_sentence(judgements: Sequence[Judgement], arm: str) -> str:
+    """Say in one sentence what an arm has shown."""
+    own = next((found for found in judgements if found.arm == arm), None)
+    if own is None:
+        return f"{arm} was not run."
+    said = "; ".join(own.claims) or "nothing"
+    return (
+        f"{arm}: {own.reach} times the baseline's speed at equal final loss over {own.n_seeds} seeds, loss at equal "
+        f"time {100 * own.loss_change:+.2f} %. What may be said: {said}."
+    )
+
+
+def baseline_sentence(runs: pd.DataFrame) -> str:
+    """Say what the baseline reached, and what a shorter schedule of it costs."""
+    line = frontier(runs, BASELINE)
+    if len(line) < 2:
+        return "The baseline ran at one budget."
+    shorter, longest = line.iloc[-2], line.iloc[-1]
+    loss = 100 * (shorter["loss"] / longest["loss"] - 1)
+    return (
+        f"The baseline ends at {longest['loss']:.3f} nats in {longest['seconds']:.1f} s; a schedule that takes "
+        f"{longest['seconds'] / shorter['seconds']:.2f}x less time ends {loss:.2f} % higher, with no prediction at all."
+    )

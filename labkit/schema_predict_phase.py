@@ -1,0 +1,107 @@
+"""The parameters of report 003, in a module of their own: trained cells of other reports carry the hash of the module
+that holds their parameters, and a report that is added must not make them stale.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from labkit.schema import Layer, Params
+
+TaskName = Literal["text-0.3m", "text-1m", "text-10m", "gpt2"]
+"""GPT-2-shaped models that labkit.hybrid.train builds by name."""
+ArmName = Literal[
+    "adamw",
+    "adamw-tail",
+    "lookahead",
+    "outer-nesterov",
+    "ema-nesterov",
+    "block-trend",
+    "modal",
+    "learned",
+    "coasting",
+    "last-update",
+    "frozen",
+    "random",
+    "rejecting",
+    "muon",
+    "muon-ema-nesterov",
+    "muon-block-trend",
+]
+"""Ways to train that labkit.hybrid.arms describes."""
+
+
+class PredictPhase(Params):
+    """Report 003: skip backward passes by predicting updates, judged by the time to an equal loss."""
+
+    task: Annotated[TaskName, Layer.SCOPE]
+    """Model that all arms train from scratch."""
+    corpus: Annotated[Literal["wikitext-2", "wiki-sample"], Layer.SCOPE]
+    """Text it is trained and scored on."""
+    vocab_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of the byte-level BPE trained on the training split."""
+    context: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of a window."""
+    batch_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Windows of a step."""
+    steps: Annotated[PositiveInt, Layer.SCOPE]
+    """Nominal steps of the longest schedule."""
+    budgets: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Schedules as shares of it, each completed; the last is 1."""
+    arms: Annotated[list[ArmName], Layer.SCOPE]
+    """Ways to train that are compared; the baseline adamw is one."""
+    learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Peak rates tried for every arm; extended until the best one lies inside."""
+    seeds: Annotated[list[int], Layer.SCOPE]
+    """Paired seeds of the comparison; rates are tuned on another."""
+    held_out_windows: Annotated[PositiveInt, Layer.SCOPE]
+    """Windows of held-out text scored after each run."""
+    original_task: Annotated[TaskName, Layer.SCOPE]
+    """Model of the report's own protocol on random tokens."""
+    original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Its vocabulary."""
+    memory_steps: Annotated[PositiveInt, Layer.SCOPE]
+    """Predicted steps over which memory is followed."""
+    original_steps: Annotated[PositiveInt, Layer.SCIENCE]
+    """Steps of the report's run."""
+    original_batch_size: Annotated[PositiveInt, Layer.SCIENCE]
+    """Samples of its steps."""
+    original_context: Annotated[PositiveInt, Layer.SCIENCE]
+    """Tokens of its samples."""
+    original_learning_rate: Annotated[PositiveFloat, Layer.SCIENCE]
+    """Adam's rate in the report."""
+    weight_decay: Annotated[float, Field(ge=0), Layer.SCIENCE]
+    """Decoupled decay of matrices in our runs."""
+    beta2: Annotated[float, Field(gt=0, lt=1), Layer.SCIENCE]
+    """AdamW's second-moment decay in our runs."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1), Layer.SCIENCE]
+    """Share of a schedule in which the rate rises; it falls linearly to 0 after."""
+    grad_clip: Annotated[PositiveFloat, Layer.SCIENCE]
+    """Largest norm of the gradient."""
+    tuning_seed: Annotated[int, Layer.SCIENCE]
+    """Seed that rates are tuned on, and that no comparison uses."""
+    bootstrap: Annotated[PositiveInt, Layer.SCIENCE]
+    """Resamples behind every interval."""
+
+    @classmethod
+    def report_id(cls) -> str:
+        """The report these parameters belong to."""
+        return "predict_phase"
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        for name in ("budgets", "arms", "learning_rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must list at least one value, none of them twice; got {values}")
+        if self.budgets != sorted(self.budgets) or self.budgets[-1] != 1:
+            raise ValueError(f"budgets must grow and end with 1; got {self.budgets}")
+        if "adamw" not in self.arms:
+            raise ValueError(f"arms must hold the baseline adamw; got {self.arms}")
+        if self.tuning_seed in self.seeds:
+            raise ValueError(
+                f"seeds holds tuning_seed {self.tuning_seed}: rates would be judged where they were chosen"
+            )
+        return self

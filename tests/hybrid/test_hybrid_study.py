@@ -1,0 +1,107 @@
+"""The study: what runs, that a second run finds everything, that a rate at the edge is followed, divergence counted."""
+
+import dataclasses
+
+import pytest
+
+from labkit import params
+from labkit.hybrid import protocol, results, study, tables
+from labkit.hybrid.cost import plan_study
+from labkit.schema_predict_phase import PredictPhase
+
+SMALL = {
+    "steps": 24,
+    "budgets": [0.5, 1.0],
+    "arms": ["adamw", "frozen", "rejecting"],
+    "learning_rates": [4e-3, 8e-3],
+    "held_out_windows": 16,
+    "memory_steps": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return params.resolve("predict_phase", "ci", SMALL)
+
+
+@pytest.fixture(scope="module")
+def both(cfg, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_OUTPUT", str(tmp_path_factory.mktemp("output")))
+        return study.run_study(cfg), study.run_study(cfg)
+
+
+def test_a_second_run_finds_every_piece_and_says_the_same(both, cfg):
+    first, second = both
+    assert (first.failures, second.failures) == ({}, {})
+    assert first.cached == 0
+    assert second.cached >= study.n_pieces(cfg)
+    assert first.comparison().equals(second.comparison())
+
+
+def test_the_comparison_has_every_arm_budget_and_seed_and_no_tuning_run(both, cfg):
+    runs = both[0].comparison()
+    assert len(runs) == len(cfg.arms) * len(cfg.budgets) * len(cfg.seeds)
+    assert set(runs["steps"]) == {12, 24}
+    assert cfg.tuning_seed not in set(runs["seed"])
+    rejecting, plain = (
+        runs[runs["arm"] == name].sort_values("steps")["loss"].tolist() for name in ("rejecting", "adamw")
+    )
+    assert rejecting == plain
+
+
+def test_its_tables_and_numbers_are_whole(both):
+    own = both[0]
+    judgements = protocol.judge(own.comparison(), n_resamples=200)
+    assert [found.arm for found in judgements] == ["frozen", "rejecting"]
+    assert len(tables.original_table(own)) == 2
+    assert len(tables.oracle_table(own)) == 3
+    found = results.results(own, judgements)
+    assert {key: found[f"phases/{key}"]["value"] for key in ("warmup", "full", "predict", "correct")} == {
+        "warmup": 5, "full": 10, "predict": 20, "correct": 15,
+    }  # fmt: skip
+    assert found["parameters/gpt2"]["value"] == 124_439_808
+    assert set(results.out_of_reach(own)) == set(results.ORIGINAL), "another model's protocol says nothing of GPT-2's"
+    assert not set(found) & set(results.ORIGINAL)
+
+
+def test_the_best_rate_is_followed_beyond_the_edge_and_no_further():
+    assert study.next_rate({1e-3: 3.0, 2e-3: 2.0}) == [4e-3]
+    assert study.next_rate({1e-3: 2.0, 2e-3: 3.0}) == [5e-4]
+    assert study.next_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}) == []
+
+
+def test_a_run_that_diverges_is_a_result_without_a_loss(cfg):
+    run = study.compared_runs(cfg, dict.fromkeys(cfg.arms, 1e30))[0]
+    found = study._train(dataclasses.replace(run, grad_clip=1e30))
+    assert "the held-out loss is" in found["diverged"]
+
+
+def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(cfg):
+    more = cfg.model_copy(update={"seeds": [0, 1]})
+    runs = study.compared_runs(more, dict.fromkeys(cfg.arms, 1e-3))
+    assert [run.seed for run in runs] == [0] * 6 + [1] * 6
+    assert [run.arm for run in runs[:3]] == cfg.arms
+
+
+def test_the_cost_counts_real_steps_and_names_its_rate(cfg):
+    cost = plan_study(cfg)
+    sweep, compared, oracle = 2 * 2 * 24, 3 * (12 + 24), 3 * 7 * 24
+    assert cost.tokens == (sweep + compared + oracle) * 16 * 64 + 4 * 50 * 4 * 64
+    assert "matrix product measured here" in cost.basis
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budgets": [0.5, 0.4, 1.0]}, "budgets must grow and end with 1"),
+        ({"budgets": [0.5]}, "budgets must grow and end with 1"),
+        ({"arms": ["muon"]}, "arms must hold the baseline adamw"),
+        ({"seeds": [1000]}, "seeds holds tuning_seed 1000"),
+        ({"learning_rates": [1e-3, 1e-3]}, "learning_rates must list at least one value, none of them twice"),
+    ],
+)
+def test_a_comparison_that_cannot_be_judged_is_refused_by_name(changed, message):
+    values = params.resolve("predict_phase", "ci").model_dump() | changed
+    with pytest.raises(ValueError, match=message):
+        PredictPhase(**values)

@@ -1,0 +1,103 @@
+"""The protocol on made-up runs whose answer is known: loss as a power of time, arms a known factor faster or not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from labkit.hybrid import protocol
+
+BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def runs(**speeds):
+    """Losses 3 + time^-0.3 with a common shift for each seed; an arm that is s times faster is so at every loss."""
+    rows = []
+    for arm, speed in {"adamw": 1.0, **speeds}.items():
+        for seed in range(8):
+            rng = np.random.default_rng((seed, len(arm)))
+            for budget in BUDGETS:
+                seconds = 100 * budget
+                loss = 3 + (speed * seconds) ** -0.3 + 0.01 * np.sin(seed) + 0.0005 * rng.standard_normal()
+                rows.append({"arm": arm, "steps": round(100 * budget), "seed": seed, "seconds": seconds, "loss": loss})
+    return pd.DataFrame(rows)
+
+
+def found(table, arm):
+    return next(own for own in protocol.judge(table, n_resamples=300) if own.arm == arm)
+
+
+@pytest.mark.parametrize("speed", [0.7, 1.0, 1.3, 2.0])
+def test_the_speed_of_an_arm_is_found_at_equal_loss(speed):
+    own = found(runs(muon=speed), "muon")
+    assert own.reach.ratio == pytest.approx(speed, rel=0.03)
+    assert not own.reach.bound
+    # Straight lines between the budgets of a curved law are off by less than a hundredth.
+    assert 0.99 * own.reach.interval.low < speed < 1.01 * own.reach.interval.high
+    assert own.loss_change == pytest.approx(((100 * speed) ** -0.3 - 100**-0.3) / (3 + 100**-0.3), abs=2e-4)
+
+
+def test_an_arm_better_than_the_baseline_at_its_shortest_budget_has_a_bound():
+    own = found(runs(muon=9.0), "muon")
+    assert (own.reach.bound, own.reach.ratio) == ("at least", pytest.approx(5.0))
+    assert own.claims == ("faster at equal loss", "at least 1.5x at equal loss")
+
+
+def test_an_arm_worse_at_its_longest_budget_than_the_baseline_at_its_shortest_has_a_bound():
+    own = found(runs(muon=0.1), "muon")
+    assert (own.reach.bound, own.reach.ratio) == ("at most", pytest.approx(0.2))
+    assert own.claims == ()
+
+
+def test_what_may_be_said_follows_from_the_intervals():
+    said = {speed: found(runs(muon=speed), "muon").claims for speed in (0.7, 1.0, 1.3, 2.0)}
+    assert said[0.7] == ()
+    assert said[1.0] == ("no loss of quality within 0.3% at equal time",)
+    assert said[1.3] == ("faster at equal loss",)
+    assert said[2.0] == ("faster at equal loss", "at least 1.5x at equal loss")
+
+
+def test_prediction_is_credited_only_beyond_its_own_optimizer_and_while_controls_fail():
+    names = {"muon": 2.0, "muon-block-trend": 2.6, "random": 0.8}
+    assert "due to prediction" in found(runs(**names), "muon-block-trend").claims
+    assert "due to prediction" not in found(runs(**names | {"muon-block-trend": 2.0}), "muon-block-trend").claims
+    assert "due to prediction" not in found(runs(**names | {"random": 1.3}), "muon-block-trend").claims
+    assert "due to prediction" not in found(runs(**names), "muon").claims
+
+
+def test_few_seeds_allow_no_claim():
+    table = runs(muon=9.0)
+    own = found(table[table["seed"] < 2], "muon")
+    assert own.claims == ()
+
+
+def test_losses_between_and_beyond_budgets():
+    line = protocol.frontier(runs(), "adamw")
+    seconds, bound = protocol.time_to(line, float(line["loss"].iloc[2]))
+    assert (seconds, bound) == (pytest.approx(60.0), "")
+    assert protocol.time_to(line, 9.0) == (20.0, "at least")
+    with pytest.raises(ValueError, match=r"never reaches 1\.0"):
+        protocol.time_to(line, 1.0)
+    assert protocol.loss_at(line, 1e6) == line["loss"].iloc[-1]
+
+
+def test_a_worse_longer_budget_does_not_make_the_arm_worse():
+    table = runs(muon=1.3)
+    table.loc[(table["arm"] == "muon") & (table["steps"] == 80), "loss"] = 99.0
+    assert found(table, "muon").reach.ratio == pytest.approx(1.3, rel=0.05)
+
+
+def test_holms_correction_by_hand():
+    assert protocol.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_equivalence_needs_the_whole_interval_within_the_margin():
+    rng = np.random.default_rng(0)
+    assert protocol.is_equivalent(0.0005 + 0.0005 * rng.standard_normal(8))
+    assert not protocol.is_equivalent(0.0005 + 0.01 * rng.standard_normal(8))
+    assert not protocol.is_equivalent(0.006 + 0.0005 * rng.standard_normal(8))
+
+
+def test_a_comparison_without_its_baseline_is_refused():
+    table = runs(muon=2.0)
+    with pytest.raises(ValueError, match="no run of adamw"):
+        protocol.judge(table[table["arm"] == "muon"])
