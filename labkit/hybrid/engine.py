@@ -31,7 +31,7 @@ from labkit.hybrid.momentum import advance_steps, damp_momentum
 from labkit.hybrid.phases import PhaseMachine
 from labkit.hybrid.predictors import Predictor, Proposal, Recorder
 from labkit.hybrid.rollback import Snapshot
-from labkit.hybrid.vectors import Tensors, add, assign, dots, empty_like, norm
+from labkit.hybrid.vectors import Tensors, add, assign, dots, empty_like, gradients, norm
 
 RECORDED = 4
 """Last steps of a phase whose gradients are averaged, for the slope at the start of a jump."""
@@ -70,7 +70,7 @@ class Hybrid:
         """
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError("HybridTrainer has nothing to train: no parameter of the model requires a gradient")
+            raise ValueError("Hybrid has nothing to train: no parameter of the model requires a gradient")
         if config.gate != "always" and config.predictor not in LEADS and probe is None:
             raise ValueError(f"gate {config.gate!r} compares losses: give `probe`, which draws fresh training batches")
         self.config, self.machine = config, PhaseMachine(config, total_steps)
@@ -128,12 +128,12 @@ class Hybrid:
                 self._correct()
 
     def _norm(self, given: float | None) -> float:
-        return norm([p.grad for p in self._parameters]) if given is None else float(given)
+        return norm(gradients(self._parameters)) if given is None else float(given)
 
     def _correct(self) -> None:
         """Hold the first gradient after a jump against it: step back where it went too far, calm the momentum."""
-        gradients = [p.grad for p in self._parameters]
-        slopes = [float(dots(g, self._jump, self._groups).sum()) for g in (self._recorder.mean, gradients)]
+        both = (self._recorder.mean, gradients(self._parameters))
+        slopes = [float(dots(gradient, self._jump, self._groups).sum()) for gradient in both]
         tau = overshoot(*slopes)
         if tau < 1 and self.config.gate == "probe":
             add([p.data for p in self._parameters], self._jump, tau - 1)

@@ -29,7 +29,7 @@ def advance_steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Para
 def damp_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> float:
     """Shrink the momentum by its cosine with the new gradient, to a fifth at least; return the factor."""
     pairs = [(optimizer.state[p].get("exp_avg", optimizer.state[p].get("momentum_buffer")), p.grad) for p in parameters]
-    pairs = [(momentum, gradient) for momentum, gradient in pairs if momentum is not None]
+    pairs = [(momentum, gradient) for momentum, gradient in pairs if momentum is not None and gradient is not None]
     if not pairs:
         return 1.0
     momenta, gradients = zip(*pairs, strict=True)

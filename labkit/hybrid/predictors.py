@@ -24,6 +24,7 @@ from labkit.hybrid.vectors import (
     copies,
     dots,
     empty_like,
+    gradients,
     group_of,
     norm,
     write_difference,
@@ -300,4 +301,4 @@ class Recorder:
     def observe(self) -> None:
         """Take in the present gradients."""
         torch._foreach_mul_(self.mean, self._memory)
-        add(self.mean, [p.grad for p in self._parameters], 1 - self._memory)
+        add(self.mean, gradients(self._parameters), 1 - self._memory)

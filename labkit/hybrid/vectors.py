@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = list[Tensor]
 
@@ -22,6 +22,11 @@ def group_of(name: str) -> int:
     """Return the group of a parameter, as a place in GROUPS, from its name."""
     found = [kind for kind, marks in _KINDS.items() if any(mark in name for mark in marks)]
     return GROUPS.index(found[0]) if found else len(GROUPS) - 1
+
+
+def gradients(parameters: Sequence[nn.Parameter]) -> Tensors:
+    """Return the gradient of every parameter, zeros where a step did not use it."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def copies(tensors: Sequence[Tensor], device: str | None = None) -> Tensors:

@@ -203,6 +203,14 @@ def test_a_jump_counts_in_adams_own_counter():
     assert {int(state["step"]) for state in optimizer.state.values()} == {60}
 
 
+def test_a_parameter_that_no_loss_uses_is_left_where_it_is():
+    model = Regression()
+    model.idle = torch.nn.Parameter(torch.ones(3))
+    hybrid = train(model, EAGER, 60)
+    assert hybrid.history.phase_steps()["predict"] >= 8
+    assert torch.equal(model.idle.detach(), torch.ones(3))
+
+
 def test_a_run_without_anything_to_train_or_to_probe_is_refused():
     model = Regression()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
