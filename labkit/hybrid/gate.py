@@ -7,6 +7,7 @@ modules' modes. Both sides of a comparison see the same batches, so the spread t
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 Losses = Callable[[], Sequence[float]]
-"""Returns the loss of each probed batch at the present weights; the same batches until new ones are drawn."""
+"""Returns losses at the present weights, of batches or of single samples: the same ones until others are drawn."""
 
 FORECAST_WINDOW = 32
 """Steps whose losses the trend is fitted to."""
@@ -54,7 +55,7 @@ class Verdict:
     after: float
     """Mean loss after it."""
     error: float
-    """Standard error of the difference, from its spread over the batches; 0 with one batch."""
+    """Standard error of the difference, from its spread over the losses; 0 with one loss."""
 
 
 def compare(before: Sequence[float], after: Sequence[float], wanted: float) -> Verdict:
@@ -111,11 +112,10 @@ class LossTrend:
         """Say whether the norm of a gradient is out of all proportion, and take it in if it is not."""
         if not math.isfinite(norm):
             return True
-        known = np.array(self.norms)
         spike = False
-        if len(known) >= _LEAST_NORMS:
-            median = float(np.median(known))
-            spread = _MAD_TO_SIGMA * float(np.median(np.abs(known - median)))
+        if len(self.norms) >= _LEAST_NORMS:
+            median = statistics.median(self.norms)
+            spread = _MAD_TO_SIGMA * statistics.median(abs(known - median) for known in self.norms)
             spike = norm > median + SPIKE * max(spread, 0.05 * median)
         if not spike:
             self.norms.append(norm)

@@ -34,7 +34,7 @@ TASKS: dict[str, dict[str, int]] = {
 LOGIT = 0.8
 """Standard deviation of the logits at the start."""
 PROBE_PART = 4
-"""A probe's batch is so many times smaller than a step's: what counts is a difference on the same windows."""
+"""A probe's batch is so many times smaller than a step's: what counts are differences on the same windows."""
 DRAWN = 0.02
 """That of every matrix as `models.build` draws it."""
 BLOCKS = 64
@@ -219,7 +219,7 @@ def _step(
 ) -> float:
     if hybrid:
         hybrid.step_begin()
-    with torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16"):
+    with _autocast(run):
         loss = losses_of(model, windows).mean()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.grad_clip)
@@ -232,6 +232,10 @@ def _step(
     if hybrid:
         hybrid.step_end(value)
     return value
+
+
+def _autocast(run: Run) -> torch.autocast:
+    return torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16")
 
 
 def _synchronize(where: str) -> None:
@@ -247,16 +251,13 @@ class Probe:
         self.n_forwards = 0
 
     def draw(self, n: int) -> Losses:
-        """Draw batches; what is returned measures them at the present weights."""
-        batches = [self._text.probe_batch() for _ in range(n)]
+        """Draw n batches; what is returned measures their windows at the present weights, in one pass."""
+        windows = torch.cat([self._text.probe_batch() for _ in range(n)])
 
         def losses() -> list[float]:
-            self.n_forwards += len(batches)
-            with (
-                untouched(self._model),
-                torch.autocast(self._run.device, torch.bfloat16, enabled=self._run.dtype == "bfloat16"),
-            ):
-                return [float(losses_of(self._model, windows).mean()) for windows in batches]
+            self.n_forwards += 1
+            with untouched(self._model), _autocast(self._run):
+                return losses_of(self._model, windows).mean(1).tolist()
 
         return losses
 
