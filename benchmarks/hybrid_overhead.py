@@ -1,6 +1,6 @@
 """What asking costs: a hybrid whose every jump is refused, beside the same training without it.
 
-    python benchmarks/hybrid_overhead.py [--tasks text-0.3m text-1m] [--steps 200] [--repeats 5] [--threads 2]
+    python benchmarks/hybrid_overhead.py [--tasks text-0.1m text-1m] [--steps 200] [--repeats 5] [--threads 2]
 
 Both arms end with the same weights, to the bit, or the script stops: what differs is the time of recording, probing and
 copying. Arms are interleaved, another one first in each round; ratios are formed within a round, with the smallest and
@@ -19,7 +19,7 @@ from labkit.hybrid.train import Run
 ARMS = ("adamw", "rejecting", "learned")
 """The baseline, the gate that always refuses, and a predictor that is not asked while it is not sure."""
 SHAPES = {
-    "text-0.3m": {"vocab_size": 288, "context": 64, "batch_size": 16},
+    "text-0.1m": {"vocab_size": 288, "context": 64, "batch_size": 16},
     "text-1m": {"vocab_size": 2048, "context": 128, "batch_size": 16},
 }
 

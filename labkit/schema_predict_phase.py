@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from labkit.schema import Layer, Params
 
-TaskName = Literal["text-0.3m", "text-1m", "text-10m", "gpt2"]
+TaskName = Literal["text-0.1m", "text-1m", "text-10m", "gpt2"]
 """GPT-2-shaped models that labkit.hybrid.train builds by name."""
 ArmName = Literal[
     "adamw",

@@ -140,7 +140,9 @@ def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
             for arm, part in curves[curves["initialisation"] == kind].groupby("arm", sort=False):
                 panel.plot(part[x], part["loss"], label=arm.replace("_", "-"), **looks[arm] | {"markevery": 5})
             panel.axhline(floor, color=_GREY, linestyle=":")
-            panel.set(xlabel=x, ylabel=f"loss, {kind} init", yscale="log")
+            own = curves.loc[curves["initialisation"] == kind, "loss"]
+            scale = "log" if own.max() > 2 * own.min() else "linear"
+            panel.set(xlabel=x, ylabel=f"loss, {kind} init", yscale=scale)
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3)
     return fig, curves

@@ -25,7 +25,7 @@ from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
 from labkit.hybrid.vectors import copies
 
 TASKS: dict[str, dict[str, int]] = {
-    "text-0.3m": {"n_embd": 64, "n_layer": 2, "n_head": 2},
+    "text-0.1m": {"n_embd": 64, "n_layer": 2, "n_head": 2},
     "text-1m": {"n_embd": 128, "n_layer": 4, "n_head": 4},
     "text-10m": {"n_embd": 320, "n_layer": 7, "n_head": 5},
     "gpt2": {},

@@ -17,7 +17,7 @@ from labkit.hybrid.train import Run, Text, build
 from labkit.workers import process_pool
 
 RUN = Run(
-    task="text-0.3m",
+    task="text-0.1m",
     arm="adamw",
     learning_rate=8e-3,
     steps=48,
@@ -36,7 +36,7 @@ RUN = Run(
     threads=1,
 )
 ORIGINAL = OriginalSpec(
-    task="text-0.3m",
+    task="text-0.1m",
     vocab_size=512,
     initialisation="published",
     steps=50,
@@ -58,7 +58,7 @@ def baseline():
     return train.train(RUN)
 
 
-@pytest.mark.parametrize("task", ["text-0.3m", "text-1m", "text-10m"])
+@pytest.mark.parametrize("task", ["text-0.1m", "text-1m", "text-10m"])
 def test_a_model_starts_within_half_a_nat_of_a_uniform_guess(task):
     run = dataclasses.replace(RUN, task=task)
     loss = train.score(build(run), Text(run).held_out(), 8).mean()
