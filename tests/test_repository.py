@@ -130,6 +130,20 @@ def test_what_the_readme_says_of_streaming_is_what_was_published():
     assert ((both["streamed"] - both["resident"]).abs() / both["resident"]).max() < 1e-5
 
 
+def test_what_the_readme_says_of_prediction_is_what_was_published():
+    readme = " ".join(staged("README.md").split())
+    hybrid = json.loads(staged("figures/cpu/predict_phase/results.json"))["results"]["equal_loss_speed/hybrid"]
+    low, high = hybrid["ci"]
+    assert f"the hybrid runs at {hybrid['value']:.2f} [{low:.2f}, {high:.2f}] times the baseline's speed" in readme
+    arms = staged_table("figures/cpu/predict_phase/judgements.csv").set_index("arm")
+    assert f"Muon, runs at {arms.loc['muon', 'speed at equal loss']}," in readme
+    said = arms["may be said"]
+    assert not said.str.contains("faster").any(), "three seeds are too few, as the README says"
+    runs = staged_table("figures/cpu/predict_phase/runs.csv")
+    assert runs["seed"].nunique() == 3
+    assert runs.loc[runs["arm"] == "block-trend", "jumps"].sum() == 0, "the gate believes no jump, as the README says"
+
+
 def test_what_the_readme_says_of_disk_offload_is_in_the_committed_table():
     readme = " ".join(staged("README.md").split())
     text = staged("benchmarks/results/offload_throughput.md")
