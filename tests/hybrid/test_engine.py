@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from small_runs import EAGER, Linear, Quadratic, Regression, linear_decay, probe_of, proceed, train, weights
 
 from labkit.hybrid import REPORT, Hybrid, HybridConfig
 from labkit.hybrid.gate import Verdict
 from labkit.hybrid.kinds import JUMPS
-from runs import EAGER, Linear, Quadratic, Regression, linear_decay, probe_of, proceed, train, weights
 
 BELIEVED = Verdict(accepted=True, before=1.0, after=0.0, error=0.0)
 CAUTIOUS = HybridConfig(warmup_steps=4, full_steps=8, predict_steps=4, confidence_threshold=0.0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_runs import Regression
 from torch import nn
 
 from labkit.hybrid import HybridConfig
@@ -10,7 +11,6 @@ from labkit.hybrid.kinds import JUMPS
 from labkit.hybrid.learned import N_FEATURES, ScaleEnsemble
 from labkit.hybrid.modal import SNAPSHOTS, Modal, forecast
 from labkit.hybrid.predictors import BlockTrend
-from runs import Regression
 
 EXACT = HybridConfig(full_steps=8, history_dtype="float32")
 
