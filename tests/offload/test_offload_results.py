@@ -140,7 +140,7 @@ def test_the_learning_table_judges_held_out_windows() -> None:
 
 def test_the_peak_stands_at_the_largest_plan_alone() -> None:
     table = tables.memory_table(study())
-    assert table[table["part"] == "measured peak"]["step"].tolist() == ["phi3-1b, batch 64"]
+    assert table[table["part"] == "measured peak"]["step"].tolist() == ["phi3-1b, batch 32"]
 
 
 def drawings() -> list[tuple[Figure, pd.DataFrame]]:
@@ -162,7 +162,7 @@ def test_every_figure_draws_the_rows_it_returns() -> None:
     seconds = drawings()[0][1]
     here = seconds[seconds["series"] == "here"]["seconds_per_sample"]
     assert np.isfinite(here).all()
-    assert len(here) == len(timed((1, 8, 32, 64))["rows"])
+    assert len(here) == len(timed((1, 8, 32))["rows"])
 
 
 def test_what_is_not_measured_is_said() -> None:
@@ -194,4 +194,4 @@ def test_a_plan_counts_its_tokens_and_its_disk() -> None:
     assert found.peak_bytes == 4 << 30
     assert math.isfinite(found.seconds)
     small = cost.passes(params.resolve("chunked_offload", "cpu"))
-    assert small[0] == (shapes.n_parameters("phi3-1b"), 16 * (3 * (1 + 8 + 32 + 64 + 1 + 32) + 1))
+    assert small[0] == (shapes.n_parameters("phi3-1b"), 16 * (3 * (1 + 8 + 32 + 1 + 32) + 1))
