@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from labkit.figures import style
+from labkit.hybrid.original import MEMORY_OPTIMIZED_BATCH, UPDATES
 from labkit.hybrid.protocol import BASELINE, Judgement
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -37,7 +38,7 @@ def loss_against_time(points: pd.DataFrame) -> Drawing:
         axes.errorbar(part["seconds"], part["loss"], label=arm, **errors, **looks[arm])
     base = drawn[drawn["arm"] == BASELINE]
     if len(base):
-        axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":")
+        axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":", label="AdamW's final loss")
     axes.set(
         xscale="log", xlabel="seconds of training, probes included", ylabel="held-out loss at the end, nats per token"
     )
@@ -93,7 +94,7 @@ def phase_timeline(decisions: pd.DataFrame) -> Drawing:
     for name, chosen in (("accepted", drawn["accepted"] == True), ("refused", drawn["accepted"] != True)):  # noqa: E712
         axes.plot(drawn["step"][chosen], change[chosen], label=name, **looks[name] | {"linestyle": "none"})
     axes.axhline(0.0, color="black", linewidth=0.8)
-    axes.set(xlabel="nominal step", ylabel="probe's loss after the jump\nless that before, nats")
+    axes.set(xlabel="nominal step", ylabel="loss of fresh training text after\nthe jump less that before, nats")
     fig.legend(loc="outside upper right", ncols=2)
     return fig, drawn
 
@@ -134,17 +135,23 @@ def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
     """
     kinds = list(dict.fromkeys(curves["initialisation"]))
     fig, axes = plt.subplots(len(kinds), 2, figsize=(9.0, 3.0 * len(kinds)), squeeze=False)
-    looks = style(["baseline", "hybrid", "memory_optimized"])
+    cut = f"{UPDATES} updates"
+    words = {
+        "baseline": f"baseline, {curves['step'].max()} updates",
+        "hybrid": f"original hybrid, {cut}",
+        "memory_optimized": f"original, batch {MEMORY_OPTIMIZED_BATCH}, {cut}",
+    }
+    looks = style(words)
     for row, kind in zip(axes, kinds, strict=True):
         for panel, x in zip(row, ("step", "seconds"), strict=True):
             for arm, part in curves[curves["initialisation"] == kind].groupby("arm", sort=False):
-                panel.plot(part[x], part["loss"], label=arm.replace("_", "-"), **looks[arm] | {"markevery": 5})
-            panel.axhline(floor, color=_GREY, linestyle=":")
+                panel.plot(part[x], part["loss"], label=words[arm], **looks[arm] | {"markevery": 5})
+            panel.axhline(floor, color=_GREY, linestyle=":", label="ln V, the least any model can reach")
             own = curves.loc[curves["initialisation"] == kind, "loss"]
             scale = "log" if own.max() > 2 * own.min() else "linear"
             panel.set(xlabel=x, ylabel=f"loss, {kind} init", yscale=scale)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    fig.legend(handles, labels, loc="outside lower center", ncols=2)
     return fig, curves
 
 

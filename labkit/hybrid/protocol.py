@@ -101,9 +101,10 @@ def time_to(line: pd.DataFrame, loss: float) -> tuple[float, str]:
 
 def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95, n_resamples: int = 2000) -> Reach:
     """Return how much sooner an arm than the baseline reaches the lowest loss that both reach."""
-    ratio, bound = speed(frontier(runs, arm), frontier(runs, BASELINE))
-    both = {name: _by_seed(runs, name) for name in (arm, BASELINE)}
-    seeds = [seed for seed in both[arm] if seed in both[BASELINE] and _is_whole(both, seed)]
+    own = paired(runs, arm)
+    ratio, bound = speed(frontier(own, arm), frontier(own, BASELINE))
+    both = {name: _by_seed(own, name) for name in (arm, BASELINE)}
+    seeds = list(both[arm])
     if bound or arm == BASELINE or len(seeds) < LEAST_SEEDS:
         return Reach(ratio=ratio, bound=bound)
     stacked = {name: np.stack([own[seed] for seed in seeds]) for name, own in both.items()}
@@ -115,9 +116,15 @@ def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95, n_resamples: int
     return Reach(ratio=ratio, interval=interval)
 
 
-def _is_whole(both: Mapping[str, Mapping[int, np.ndarray]], seed: int) -> bool:
-    """Say whether a seed has every budget in both arms."""
-    return all(len(own[seed]) == max(map(len, own.values())) for own in both.values())
+def paired(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Return the runs of an arm and of the baseline, of the seeds that have every budget in both.
+
+    A seed of which a run failed is left out on both sides: means over different seeds would compare seeds.
+    """
+    own = runs[runs["arm"].isin([arm, BASELINE])]
+    n_budgets = own.groupby("arm")["steps"].nunique().sum()
+    counts = own.groupby("seed").size()
+    return own[own["seed"].isin(counts[counts == n_budgets].index)]
 
 
 def _by_seed(runs: pd.DataFrame, arm: str) -> dict[int, np.ndarray]:
@@ -145,7 +152,8 @@ def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
     """Judge every arm but the baseline.
 
     Args:
-        runs: one row a run, with arm, steps, seed, seconds and loss; a run that diverged has its initial loss.
+        runs: one row a run, with arm, steps, seed, seconds and loss; a run that diverged has its initial loss. An arm
+            without a paired seed is not judged.
         n_resamples: of the bootstrap over seeds.
 
     Raises:
@@ -153,7 +161,7 @@ def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
     """
     if BASELINE not in set(runs["arm"]):
         raise ValueError(f"the comparison has no run of {BASELINE}")
-    arms = [arm for arm in ARMS if arm in set(runs["arm"]) and arm != BASELINE]
+    arms = [arm for arm in ARMS if arm != BASELINE and arm in set(paired(runs, arm)["arm"])]
     changes = {arm: equal_time_changes(runs, arm) for arm in arms}
     corrected = holm({arm: _p_better(values) for arm, values in changes.items()})
     found = [_judge(runs, arm, changes[arm], corrected[arm], n_resamples) for arm in arms]
@@ -164,9 +172,7 @@ def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
 def equal_time_changes(runs: pd.DataFrame, arm: str) -> np.ndarray:
     """Return the relative change of the loss at the baseline's time, one value for each paired seed."""
     changes = []
-    for _, own in runs.groupby("seed"):
-        if not {arm, BASELINE} <= set(own["arm"]):
-            continue
+    for _, own in paired(runs, arm).groupby("seed"):
         base = frontier(own, BASELINE)
         there = loss_at(frontier(own, arm), float(base["seconds"].iloc[-1]))
         changes.append(there / float(base["loss"].iloc[-1]) - 1)
@@ -199,7 +205,8 @@ def is_equivalent(changes: np.ndarray, margin: float = MARGIN, alpha: float = 0.
 
 
 def _judge(runs: pd.DataFrame, arm: str, changes: np.ndarray, p_value: float, n_resamples: int) -> Judgement:
-    own, base = frontier(runs, arm), frontier(runs, BASELINE)
+    both = paired(runs, arm)
+    own, base = frontier(both, arm), frontier(both, BASELINE)
     truncated = loss_at(base, float(own["seconds"].iloc[-1]))
     return Judgement(
         arm=arm,

@@ -8,6 +8,7 @@ seed and arm by arm, so that a slow minute of the machine meets all arms; pieces
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field, replace
@@ -44,8 +45,8 @@ class Study:
     """What `train.train` returned, tuning runs included."""
     failures: dict[str, str] = field(default_factory=dict)
     """Error of each piece that has no result."""
-    diverged: set[Run] = field(default_factory=set)
-    """Runs that ended without a finite loss: they count as having learned nothing."""
+    diverged: dict[Run, dict[str, Any]] = field(default_factory=dict)
+    """Runs that ended without a finite loss: they learned nothing, so they have the loss they started from."""
     best_rate: dict[str, float] = field(default_factory=dict)
     """Chosen peak rate, by arm."""
     interior: dict[str, bool] = field(default_factory=dict)
@@ -62,15 +63,17 @@ class Study:
     def comparison(self) -> pd.DataFrame:
         """Return one row a run of the comparison: arm, steps, seed, seconds, loss and what it did.
 
-        A run that diverged has the loss it started from.
+        A run that diverged has the loss it started from; one that failed is in `failures` and has no row.
         """
-        return pd.DataFrame([self._row(run) for run in compared_runs(self.params, self.best_rate)])
+        runs = compared_runs(self.params, self.best_rate)
+        return pd.DataFrame([self._row(run) for run in runs if run in self.results or run in self.diverged])
 
     def _row(self, run: Run) -> dict[str, Any]:
         row = {"arm": run.arm, "steps": run.steps, "seed": run.seed, "rate": run.learning_rate}
-        result = self.results.get(run)
-        if result is None:
-            return row | {"diverged": run in self.diverged}
+        if run in self.diverged:
+            own = self.diverged[run]
+            return row | {"seconds": own["seconds"], "loss": own["loss_nats"], "diverged": True}
+        result = self.results[run]
         made = sum(bool(jump["accepted"]) for jump in result["jumps"])
         kept = ("seconds", "real_steps", "probe_forwards", "tokens", "peak_bytes")
         return (
@@ -160,7 +163,7 @@ class _Runner:
 
     def _take(self, run: Run, found: dict[str, Any]) -> None:
         if found.get("diverged"):
-            self._study.diverged.add(run)
+            self._study.diverged[run] = found
         else:
             self._study.results[run] = found
 
@@ -203,11 +206,14 @@ class _Runner:
 
 
 def _train(run: Run) -> dict[str, Any]:
-    """Train a run in a worker; one that diverges is a result: it learned nothing."""
+    """Train a run in a worker; one that diverges is a result, with the loss of the weights it started from."""
+    began = time.perf_counter()
     try:
         return train.train(run)
     except FloatingPointError as error:
-        return {"diverged": str(error)}
+        seconds = time.perf_counter() - began
+        start = train.score(train.build(run), train.Text(run).held_out(), run.batch_size)
+        return {"diverged": str(error), "loss_nats": float(start.mean()), "seconds": seconds}
 
 
 def next_rate(losses: Mapping[float, float]) -> list[float]:

@@ -13,22 +13,31 @@ from labkit.hybrid.protocol import BASELINE, Judgement, frontier
 from labkit.hybrid.study import Study
 from labkit.units import MIB
 
+LEARNED = 0.02
+"""Share of its first loss that a baseline must lose for a ratio of two curves to mean something."""
+
 
 def original_table(study: Study) -> pd.DataFrame:
-    """Return one row an initialisation: losses against ln V, time for as many steps, speed at equal loss."""
+    """Return one row an initialisation: losses against ln V, time for as many steps, speed at equal loss.
+
+    Where the baseline's last loss is not below its first by LEARNED, nothing was learned: the curves are noise
+    around the floor, and gap and speed, which would be read off noise, are left empty.
+    """
     rows = []
     for name, result in study.originals.items():
         found = original.summary(result)
+        first = result["baseline"]["loss"][0]
+        learned = found["final_loss/baseline"] < (1 - LEARNED) * first
         rows.append(
             {
                 "initialisation": name,
-                "first loss": result["baseline"]["loss"][0],
+                "first loss": first,
                 "ln V": float(np.log(study.params.original_vocab_size)),
                 "baseline, last": found["final_loss/baseline"],
                 "original, last": found["final_loss/hybrid"],
-                "gap, %": found["loss_gap_percent"],
+                "gap, %": found["loss_gap_percent"] if learned else np.nan,
                 "time for 50 steps": found["time_ratio/original"],
-                "speed at equal loss": found["equal_loss_speed/original"],
+                "speed at equal loss": found["equal_loss_speed/original"] if learned else np.nan,
                 "step over forward": found["full_over_forward"],
             }
         )

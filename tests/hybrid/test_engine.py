@@ -1,6 +1,7 @@
 """The hybrid run against plain training and against toys whose answer is known in closed form."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -166,6 +167,37 @@ def test_a_jump_past_the_minimum_of_a_quadratic_is_refused_by_the_probe():
     assert losses[-1] < 0.01 * losses[0]
     assert math.isfinite(losses.max())
     assert losses.max() == losses[0]
+
+
+def test_probes_on_the_way_keep_the_part_of_a_jump_that_still_gains():
+    # At rate 0.01 a step moves w from 4 by a hundredth of it, so the minimum lies about 100 such steps ahead.
+    model = Quadratic([1.0], [4.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    still = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    config = HybridConfig(
+        predictor="last-update",
+        warmup_steps=0,
+        full_steps=4,
+        predict_steps=160,
+        max_gain=100.0,
+        correction_interval=20,
+        predict_until=1.0,
+        confidence_threshold=0.0,
+    )
+    hybrid = train(model, config, 400, optimizer=optimizer, scheduler=still)
+    first = jumps(hybrid).iloc[0]
+    assert 20 <= first["horizon"] < 160
+    assert first["horizon"] % 20 == 0
+    assert first["probe_after"] < first["probe_before"]
+
+
+def test_history_beside_the_weights_or_on_the_processor_is_the_same_run():
+    beside, on_processor = Regression(), Regression()
+    config = dataclasses.replace(EAGER, gate="probe", confidence_threshold=0.0, least_gain=0.0)
+    for model, where in ((beside, None), (on_processor, "cpu")):
+        torch.manual_seed(5)
+        train(model, dataclasses.replace(config, history_device=where), 80)
+    assert torch.equal(weights(beside), weights(on_processor))
 
 
 def test_the_same_jumps_unprobed_make_it_diverge():

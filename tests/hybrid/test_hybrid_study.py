@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from labkit import params
-from labkit.hybrid import protocol, results, study, tables
+from labkit.hybrid import protocol, results, study, tables, train
 from labkit.hybrid.cost import plan_study
 from labkit.schema_predict_phase import PredictPhase
 
@@ -54,7 +54,9 @@ def test_its_tables_and_numbers_are_whole(both):
     own = both[0]
     judgements = protocol.judge(own.comparison(), n_resamples=200)
     assert [found.arm for found in judgements] == ["frozen", "rejecting"]
-    assert len(tables.original_table(own)) == 2
+    original = tables.original_table(own).set_index("initialisation")
+    assert original.loc["published", "speed at equal loss"] > 0
+    assert original.loc["usual", ["gap, %", "speed at equal loss"]].isna().all(), "no ratio is read off noise"
     assert len(tables.oracle_table(own)) == 3
     found = results.results(own, judgements)
     assert {key: found[f"phases/{key}"]["value"] for key in ("warmup", "full", "predict", "correct")} == {
@@ -71,10 +73,24 @@ def test_the_best_rate_is_followed_beyond_the_edge_and_no_further():
     assert study.next_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}) == []
 
 
-def test_a_run_that_diverges_is_a_result_without_a_loss(cfg):
+def test_a_run_that_diverges_is_a_result_with_the_loss_it_started_from(cfg):
     run = study.compared_runs(cfg, dict.fromkeys(cfg.arms, 1e30))[0]
-    found = study._train(dataclasses.replace(run, grad_clip=1e30))
+    run = dataclasses.replace(run, grad_clip=1e30)
+    found = study._train(run)
     assert "the held-out loss is" in found["diverged"]
+    start = train.score(train.build(run), train.Text(run).held_out(), run.batch_size).mean()
+    assert found["loss_nats"] == start
+    assert found["seconds"] > 0
+
+
+def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):
+    own = study.Study(cfg, best_rate=dict.fromkeys(cfg.arms, 1e-3))
+    first = study.compared_runs(cfg, own.best_rate)[0]
+    own.diverged[first] = {"diverged": "NaN", "loss_nats": 5.7, "seconds": 2.0}
+    table = own.comparison()
+    assert table[["arm", "loss", "seconds", "diverged"]].to_dict("records") == [
+        {"arm": first.arm, "loss": 5.7, "seconds": 2.0, "diverged": True}
+    ]
 
 
 def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(cfg):

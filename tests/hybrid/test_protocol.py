@@ -70,6 +70,17 @@ def test_few_seeds_allow_no_claim():
     assert own.claims == ()
 
 
+def test_a_seed_with_a_missing_run_is_left_out_on_both_sides():
+    table = runs(muon=1.3)
+    table.loc[(table["seed"] == 7), "loss"] += 5.0
+    partial = table[~((table["arm"] == "muon") & (table["seed"] == 7) & (table["steps"] == 100))]
+    own = found(partial, "muon")
+    assert own.n_seeds == 7
+    assert own.reach.ratio == pytest.approx(1.3, rel=0.03)
+    apart = table[(table["arm"] == "adamw") == (table["seed"] < 4)]
+    assert protocol.judge(apart) == [], "no seed is shared, so there is nothing to compare"
+
+
 def test_losses_between_and_beyond_budgets():
     line = protocol.frontier(runs(), "adamw")
     seconds, bound = protocol.time_to(line, float(line["loss"].iloc[2]))
