@@ -111,6 +111,18 @@ def test_a_probe_touches_neither_generators_nor_gradients_nor_modes():
     assert not model.mlp[2].training
 
 
+def test_a_loss_that_draws_in_evaluation_mode_too_draws_the_same_in_every_probe_and_leaves_the_generator():
+    class Noisy(Regression):
+        def loss(self, batch):
+            return super().loss(batch) * (1 + 0.1 * torch.rand(()))
+
+    model = Noisy()
+    random = torch.get_rng_state()
+    losses = probe_of(model)(2)
+    assert losses() == losses(), "both ends of a jump meet the same noise"
+    assert torch.equal(random, torch.get_rng_state())
+
+
 def test_an_undone_jump_puts_everything_back_bit_by_bit():
     model = Regression()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
