@@ -176,6 +176,7 @@ class Hybrid:
         else:
             self.machine.predict(self._predict(proposal))
         self._predictor.start_block()
+        self._recorder.restart()
 
     def _settle(self) -> bool:
         """Judge a jump after its Correct phase; return whether it stays."""
@@ -195,6 +196,7 @@ class Hybrid:
         self.trend.forget_after(before)
         self._pending = None
         self._predictor.start_block()
+        self._recorder.restart()
 
     def _propose(self) -> Proposal | None:
         steps = self.machine.horizon(self._predictor.block_steps)
@@ -294,7 +296,11 @@ class Hybrid:
         if self._lead is not None:
             return state | {"lead_steps": self._lead.steps}
         rest = self._snapshot.numbers() if self._pending else None
-        return state | {"predictor": self._predictor.numbers(), "pending": self._pending, "snapshot": rest}
+        return (
+            state
+            | {"predictor": self._predictor.numbers(), "pending": self._pending, "snapshot": rest}
+            | {"recorded": self._recorder.count}
+        )
 
     def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Take up a state that `tensors` and `numbers` returned, at the same weights and optimizer state.
@@ -313,6 +319,7 @@ class Hybrid:
             return
         nested = _nested(tensors)
         assign(self._recorder.mean, nested["gradients"])
+        self._recorder.count = numbers["recorded"]
         assign(self._jump, nested["jump"])
         self._predictor.load(nested, numbers["predictor"])
         self._pending = numbers["pending"]

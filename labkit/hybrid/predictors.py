@@ -291,14 +291,20 @@ def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Recorder:
-    """The mean of the last gradients, in one buffer: what a jump is held against once the first real one is there."""
+    """The mean of a phase's last gradients, in one buffer: what a jump is held against once the first real one is there."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: HybridConfig, memory: float = 0.75) -> None:
-        self._parameters, self._memory = list(parameters), memory
+    def __init__(self, parameters: Sequence[nn.Parameter], config: HybridConfig) -> None:
+        self._parameters = list(parameters)
         self.mean = empty_like(parameters, getattr(torch, config.history_dtype), config.history_device)
+        self.count = 0
+
+    def restart(self) -> None:
+        """Begin a new mean."""
+        self.count = 0
 
     @torch.no_grad()
     def observe(self) -> None:
         """Take in the present gradients."""
-        torch._foreach_mul_(self.mean, self._memory)
-        add(self.mean, gradients(self._parameters), 1 - self._memory)
+        self.count += 1
+        torch._foreach_mul_(self.mean, 1 - 1 / self.count)
+        add(self.mean, gradients(self._parameters), 1 / self.count)

@@ -11,6 +11,7 @@ from small_runs import EAGER, Linear, Quadratic, Regression, linear_decay, probe
 from labkit.hybrid import REPORT, Hybrid, HybridConfig
 from labkit.hybrid.gate import Verdict
 from labkit.hybrid.kinds import JUMPS
+from labkit.hybrid.persist import load_state, save_state
 
 BELIEVED = Verdict(accepted=True, before=1.0, after=0.0, error=0.0)
 CAUTIOUS = HybridConfig(warmup_steps=4, full_steps=8, predict_steps=4, confidence_threshold=0.0)
@@ -104,7 +105,11 @@ def test_a_probe_touches_neither_generators_nor_gradients_nor_modes():
     random = torch.get_rng_state()
     model.mlp[2].eval()
     losses = probe_of(model)(3)
-    assert losses() == losses(), "dropout is off"
+    model.mlp.eval()
+    without_dropout = [float(model.loss(model.batch(i)).detach()) for i in range(10_000, 10_003)]
+    model.mlp.train()
+    model.mlp[2].eval()
+    assert losses() == without_dropout
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
     assert model.training
@@ -210,6 +215,64 @@ def test_history_beside_the_weights_or_on_the_processor_is_the_same_run():
         torch.manual_seed(5)
         train(model, dataclasses.replace(config, history_device=where), 80)
     assert torch.equal(weights(beside), weights(on_processor))
+
+
+def test_a_jump_across_the_minimum_is_taken_back_to_where_its_slope_vanishes():
+    model = Quadratic([1.0], [4.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    still = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    config = HybridConfig(
+        predictor="last-update", warmup_steps=0, full_steps=8, predict_steps=160, max_gain=100.0, predict_until=1.0
+    )
+    hybrid = Hybrid(model, optimizer, config, total_steps=400, scheduler=still, probe=probe_of(model))
+    hybrid._search = lambda proposal: (proposal.steps, BELIEVED)
+    proceed(hybrid, model, optimizer, still, until=8)
+    across = model.w.item()
+    assert across < -1, "the jump has crossed the minimum at 0"
+    proceed(hybrid, model, optimizer, still, first_batch=8, until=9)
+    assert abs(model.w.item()) < 0.1 * abs(across)
+    assert 0.5 < jumps(hybrid).iloc[0]["overshoot"] < 0.9
+
+
+def test_a_run_saved_before_a_jump_is_judged_undoes_it_as_the_run_left_alone(tmp_path):
+    config = HybridConfig(
+        predictor="random",
+        warmup_steps=4,
+        full_steps=8,
+        predict_steps=8,
+        correct_steps=3,
+        max_gain=100.0,
+        confidence_threshold=0.0,
+        divergence_threshold=0.01,
+    )
+
+    def start():
+        model = Regression(dropout=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        scheduler = linear_decay(optimizer, 200)
+        hybrid = Hybrid(model, optimizer, config, total_steps=200, scheduler=scheduler, probe=probe_of(model))
+        hybrid._search = lambda proposal: (proposal.steps, BELIEVED)
+        return hybrid, model, optimizer, scheduler
+
+    alone = start()
+    proceed(*alone, until=13)
+    assert len(jumps(alone[0])) == 1
+    save_state(alone[0], tmp_path)
+    states = [copy.deepcopy(part.state_dict()) for part in alone[1:]]
+    proceed(*alone, first_batch=13, until=15)
+    assert alone[0].machine.strikes == 1, "the jump was undone after the state was saved"
+    again = start()
+    # One step gives the optimizer a state to load into, as a checkpoint of a Trainer does.
+    proceed(*again, until=1)
+    for part, state in zip(again[1:], states, strict=True):
+        part.load_state_dict(state)
+    load_state(again[0], tmp_path)
+    proceed(*again, first_batch=13, until=15)
+    assert torch.equal(weights(alone[1]), weights(again[1]))
+    left, right = (run[2].state_dict() for run in (alone, again))
+    assert left["param_groups"] == right["param_groups"]
+    for number, state in left["state"].items():
+        assert all(torch.equal(right["state"][number][name], value) for name, value in state.items())
 
 
 def test_the_same_jumps_unprobed_make_it_diverge():
