@@ -14,7 +14,7 @@ import dataclasses
 import statistics
 
 from labkit.hybrid import train
-from labkit.hybrid.train import Run
+from labkit.hybrid.tasks import Run
 
 ARMS = ("adamw", "rejecting", "learned")
 """The baseline, the gate that always refuses, and a predictor that is not asked while it is not sure."""

@@ -12,6 +12,8 @@ from labkit.schema import Layer, Params
 
 TaskName = Literal["text-0.1m", "text-1m", "text-10m", "gpt2"]
 """GPT-2-shaped models that labkit.hybrid.train builds by name."""
+AdaptedName = Literal["smollm2-135m-lora"]
+"""Pretrained models with adapters that labkit.hybrid.tasks loads by name."""
 ArmName = Literal[
     "adamw",
     "adamw-tail",
@@ -58,6 +60,22 @@ class PredictPhase(Params):
     """Paired seeds of the comparison; rates are tuned on another."""
     held_out_windows: Annotated[PositiveInt, Layer.SCOPE]
     """Windows of held-out text scored after each run."""
+    finetune_task: Annotated[AdaptedName, Layer.SCOPE]
+    """Pretrained model whose adapters are trained on the same text, in a comparison of its own."""
+    finetune_context: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of a window there."""
+    finetune_batch_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Windows of a step there."""
+    finetune_steps: Annotated[int, Field(ge=0), Layer.SCOPE]
+    """Nominal steps of the longest schedule there; 0 leaves that comparison out."""
+    finetune_budgets: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Schedules as shares of it; the last is 1."""
+    finetune_arms: Annotated[list[ArmName], Layer.SCOPE]
+    """Ways to train that are compared there."""
+    finetune_learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Peak rates tried there."""
+    finetune_seeds: Annotated[list[int], Layer.SCOPE]
+    """Paired seeds there."""
     original_task: Annotated[TaskName, Layer.SCOPE]
     """Model of the report's own protocol on random tokens."""
     original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
@@ -92,16 +110,21 @@ class PredictPhase(Params):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for name in ("budgets", "arms", "learning_rates", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must list at least one value, none of them twice; got {values}")
-        if self.budgets != sorted(self.budgets) or self.budgets[-1] != 1:
-            raise ValueError(f"budgets must grow and end with 1; got {self.budgets}")
-        if "adamw" not in self.arms:
-            raise ValueError(f"arms must hold the baseline adamw; got {self.arms}")
-        if self.tuning_seed in self.seeds:
-            raise ValueError(
-                f"seeds holds tuning_seed {self.tuning_seed}: rates would be judged where they were chosen"
-            )
+        for prefix in ("", "finetune_"):
+            self._check_comparison(prefix)
         return self
+
+    def _check_comparison(self, prefix: str) -> None:
+        """Refuse lists that are empty or repeat, budgets that do not end with 1, no baseline, the tuning seed."""
+        own = {name: getattr(self, prefix + name) for name in ("budgets", "arms", "learning_rates", "seeds")}
+        for name, values in own.items():
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{prefix}{name} must list at least one value, none of them twice; got {values}")
+        budgets, arms, seeds = own["budgets"], own["arms"], own["seeds"]
+        if budgets != sorted(budgets) or budgets[-1] != 1:
+            raise ValueError(f"{prefix}budgets must grow and end with 1; got {budgets}")
+        if "adamw" not in arms:
+            raise ValueError(f"{prefix}arms must hold the baseline adamw; got {arms}")
+        if self.tuning_seed in seeds:
+            why = "rates would be judged where they were chosen"
+            raise ValueError(f"{prefix}seeds holds tuning_seed {self.tuning_seed}: {why}")

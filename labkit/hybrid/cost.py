@@ -6,8 +6,9 @@ import torch
 
 from labkit import device, models
 from labkit.cost import Cost
-from labkit.hybrid.study import ORACLE_SEEDS, budgets, n_pieces, tuned_arms
-from labkit.hybrid.train import TASKS
+from labkit.hybrid.contest import Contest
+from labkit.hybrid.study import ORACLE_SEEDS, make_study, n_pieces
+from labkit.hybrid.tasks import ADAPTED, TASKS
 from labkit.schema_predict_phase import PredictPhase
 from labkit.units import GIB
 
@@ -21,35 +22,57 @@ _ORACLE_RUNS = 7 * ORACLE_SEEDS
 
 def plan_study(params: PredictPhase) -> Cost:
     """Estimate the cost of a run without training a step."""
-    values = n_parameters(params.task, params.vocab_size, params.context)
     rate, basis = training_rate(params)
-    steps = params.steps * len(tuned_arms(params)) * len(params.learning_rates)
-    steps += len(params.seeds) * len(params.arms) * sum(budgets(params)) + _ORACLE_RUNS * params.steps
-    tokens = steps * params.batch_size * params.context
+    study = make_study(params)
+    work = [_work(contest) for contest in study.contests()]
+    oracle = _ORACLE_RUNS * params.steps * params.batch_size * params.context
     original = n_parameters(params.original_task, params.original_vocab_size, 1024)
     original_tokens = 2 * 2 * params.original_steps * params.original_batch_size * params.original_context
+    tokens = sum(n for n, _ in work) + oracle + original_tokens
+    flops = (
+        sum(n * each for n, each in work) + 6.0 * values_of(study.scratch) * oracle + 6.0 * original * original_tokens
+    )
     return Cost(
         n_cells=n_pieces(params),
         pieces="pieces (runs tuned and compared, the report's protocol, oracle, memory)",
-        tokens=tokens + original_tokens,
-        flops=6.0 * (values * tokens + original * original_tokens),
+        tokens=tokens,
+        flops=flops,
         flops_per_second=params.workers * rate,
         basis=basis,
         other_seconds=_PROCESS_SECONDS * 6,
-        peak_bytes=max(params.workers * _STATES * 4.0 * values + _activation_bytes(params), 16.0 * original) + GIB,
+        peak_bytes=max(*(_memory(contest) for contest in study.contests()), 16.0 * original) + GIB,
         disk_bytes=n_pieces(params) * 12e3 + 50e6,
     )
+
+
+def _work(contest: Contest) -> tuple[float, float]:
+    """Return the tokens of a comparison and the FLOPs of each: frozen weights need no gradient of their own."""
+    steps = contest.steps * len(contest.tuned_arms()) * len(contest.learning_rates)
+    steps += len(contest.seeds) * len(contest.arms) * sum(contest.lengths())
+    each = (4.0 if contest.task in ADAPTED else 6.0) * values_of(contest)
+    return steps * contest.batch_size * contest.context, each
+
+
+def values_of(contest: Contest) -> int:
+    """Return the parameters of a comparison's model."""
+    if contest.task in ADAPTED:
+        return models.SHAPES[ADAPTED[contest.task]].parameters
+    return n_parameters(contest.task, contest.vocab_size, contest.context)
+
+
+def _memory(contest: Contest) -> float:
+    """Return the bytes of a comparison's workers: weights and what training adds, and a step's logits twice."""
+    adapted = contest.task in ADAPTED
+    vocabulary = models.SHAPES[ADAPTED[contest.task]].config().vocab_size if adapted else contest.vocab_size
+    weights = values_of(contest) * (2.0 if adapted else 4.0 * _STATES)
+    logits = 2 * 4.0 * contest.batch_size * contest.context * vocabulary
+    return contest.params.workers * (weights + logits)
 
 
 def n_parameters(task: str, vocab_size: int, context: int) -> int:
     """Return the parameters of a task's model, by its shape."""
     model = models.build("gpt2", device="meta", **TASKS[task], vocab_size=vocab_size, n_positions=context)
     return sum(p.numel() for p in model.parameters())
-
-
-def _activation_bytes(params: PredictPhase) -> float:
-    """Return the bytes of a step's logits, twice: their gradient lies beside them."""
-    return 2 * 4.0 * params.workers * params.batch_size * params.context * params.vocab_size
 
 
 def training_rate(params: PredictPhase) -> tuple[float, str]:

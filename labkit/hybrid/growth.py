@@ -18,7 +18,8 @@ from labkit import device
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.engine import Hybrid
 from labkit.hybrid.optimizers import Schedule, make_optimizer
-from labkit.hybrid.train import Probe, Run, Text, build, losses_of
+from labkit.hybrid.tasks import Run, Text, build, losses_of
+from labkit.hybrid.train import Probe
 
 CONFIG = HybridConfig(
     warmup_steps=4,

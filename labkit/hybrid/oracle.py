@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from labkit import device
 from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
-from labkit.hybrid.train import Run, Text, build, losses_of, score
+from labkit.hybrid.tasks import Run, Text, build, losses_of, score
 from labkit.hybrid.vectors import Tensors, add, assign, copies
 
 POINTS = (0.2, 0.4, 0.6)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from labkit import device, models
 from labkit.hybrid.config import REPORT
-from labkit.hybrid.train import TASKS
+from labkit.hybrid.tasks import TASKS
 from labkit.hybrid.vectors import assign, copies
 
 INITIALISATIONS = ("published", "usual")

@@ -7,24 +7,21 @@ seed and arm by arm, so that a slow minute of the machine meets all arms; pieces
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pandas as pd
 import torch
 
-from labkit import corpora, paths
+from labkit import corpora, models, paths
 from labkit.files import DiskFull
 from labkit.hybrid import growth, oracle, original, train
-from labkit.hybrid.arms import ARMS
+from labkit.hybrid.contest import Contest, next_rate
 from labkit.hybrid.growth import GrowthSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
-from labkit.hybrid.train import Run
+from labkit.hybrid.tasks import ADAPTED, Run
 from labkit.progress import Progress
 from labkit.record import Store, cell_key, source_hash
 from labkit.schema_predict_phase import PredictPhase
@@ -41,16 +38,12 @@ class Study:
 
     params: PredictPhase
     """What was asked for."""
-    results: dict[Run, dict[str, Any]] = field(default_factory=dict)
-    """What `train.train` returned, tuning runs included."""
+    scratch: Contest
+    """The comparison of ways to train from scratch."""
+    adapted: Contest | None
+    """The comparison of ways to fine-tune a pretrained model; None where the profile leaves it out."""
     failures: dict[str, str] = field(default_factory=dict)
     """Error of each piece that has no result."""
-    diverged: dict[Run, dict[str, Any]] = field(default_factory=dict)
-    """Runs that ended without a finite loss: they learned nothing, so they have the loss they started from."""
-    best_rate: dict[str, float] = field(default_factory=dict)
-    """Chosen peak rate, by arm."""
-    interior: dict[str, bool] = field(default_factory=dict)
-    """Whether it lies inside the rates tried."""
     originals: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What `original.measure_original` returned, by initialisation."""
     oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -60,56 +53,61 @@ class Study:
     cached: int = 0
     """Pieces that were found finished."""
 
-    def comparison(self) -> pd.DataFrame:
-        """Return one row a run of the comparison: arm, steps, seed, seconds, loss and what it did.
-
-        A run that diverged has the loss it started from; one that failed is in `failures` and has no row.
-        """
-        runs = compared_runs(self.params, self.best_rate)
-        return pd.DataFrame([self._row(run) for run in runs if run in self.results or run in self.diverged])
-
-    def _row(self, run: Run) -> dict[str, Any]:
-        row = {"arm": run.arm, "steps": run.steps, "seed": run.seed, "rate": run.learning_rate}
-        if run in self.diverged:
-            own = self.diverged[run]
-            return row | {"seconds": own["seconds"], "loss": own["loss_nats"], "diverged": True}
-        result = self.results[run]
-        made = sum(bool(jump["accepted"]) for jump in result["jumps"])
-        kept = ("seconds", "real_steps", "probe_forwards", "tokens", "peak_bytes")
-        return (
-            row
-            | {name: result[name] for name in kept}
-            | {
-                "loss": result["loss_nats"],
-                "predicted_steps": result["phases"].get("predict", 0),
-                "jumps": made,
-                "refused": len(result["jumps"]) - made,
-                "diverged": False,
-            }
-        )
+    def contests(self) -> list[Contest]:
+        """Return the comparisons there are."""
+        return [self.scratch, *([self.adapted] if self.adapted else [])]
 
 
 def run_study(params: PredictPhase) -> Study:
     """Run or load every piece.
 
     Raises:
-        MissingData: the text is not here and cannot be fetched.
+        MissingData: the text or a model is not here and cannot be fetched.
         ValueError: the text is too short for the held-out windows or the vocabulary.
     """
-    corpora.tokenize(corpora.load(params.corpus), params.vocab_size)
-    study = Study(params)
+    study = make_study(params)
+    _prepare(study)
     with Progress(n_pieces(params), "predict phase") as progress, process_pool(params.workers) as pool:
         runner = _Runner(study, progress, pool)
         for spec in original_specs(params):
             if found := runner.alone(f"original, {spec.initialisation} init", spec, original.measure_original):
                 study.originals[spec.initialisation] = found
-        runner.tune()
-        runner.together(compared_runs(params, study.best_rate))
-        base = baseline_run(params, study.best_rate)
+        for contest in study.contests():
+            runner.tune(contest)
+            runner.together(contest, contest.compared_runs())
+        base = study.scratch.baseline_run()
         runner.oracles(base)
         growth_spec = GrowthSpec(run=base, predicted_steps=params.memory_steps)
         study.growth = runner.alone("memory", growth_spec, growth.measure_growth)
     return study
+
+
+def make_study(params: PredictPhase) -> Study:
+    """Return an empty study with its comparisons."""
+    names = ("task", "vocab_size", "context", "batch_size", "steps", "budgets", "arms", "learning_rates", "seeds")
+    scratch = Contest(params, **{name: getattr(params, name) for name in names})
+    if not params.finetune_steps:
+        return Study(params, scratch, None)
+    own = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
+    return Study(params, scratch, Contest(params, vocab_size=params.vocab_size, **own))
+
+
+def _prepare(study: Study) -> None:
+    """Fetch and tokenize before any worker starts, so that bad input is one clear error."""
+    params = study.params
+    corpora.tokenize(corpora.load(params.corpus), params.vocab_size)
+    for contest in study.contests():
+        if contest.task in ADAPTED:
+            models.prepare(ADAPTED[contest.task])
+
+
+_SOURCES = {
+    Run: "labkit.hybrid.train",
+    OriginalSpec: "labkit.hybrid.original",
+    OracleSpec: "labkit.hybrid.oracle",
+    GrowthSpec: "labkit.hybrid.growth",
+}
+"""Module that computes a piece: its source is part of the piece's key."""
 
 
 class _Runner:
@@ -121,23 +119,17 @@ class _Runner:
         self._text = corpora.load(study.params.corpus).revision
 
     def _inputs(self, spec: Any) -> dict[str, Any]:
-        source = source_hash([type(spec).__module__])
+        source = source_hash([_SOURCES[type(spec)]])
         return {"piece": spec.inputs(), "source": source, "data": self._text, "torch": torch.__version__}
 
     def alone(self, label: str, spec: Any, work: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any] | None:
         """Load a piece, or run it while the other workers wait."""
-        inputs = self._inputs(spec)
-        if (stored := self._store.load(cell_key(inputs))) is not None:
-            self._found(label)
-            return stored
-        return self._keep(label, inputs, self._pool.submit(work, spec))
+        return dict(self._each({spec: label}, work)).get(spec)
 
-    def together(self, runs: Iterable[Run]) -> None:
+    def together(self, contest: Contest, runs: Iterable[Run]) -> None:
         """Load runs, or train them in the pool in the order they are given."""
-        study = self._study
-        wanted = [run for run in dict.fromkeys(runs) if run not in study.results and run not in study.diverged]
-        for run, found in self._each({run: run.name for run in wanted}, _train):
-            self._take(run, found)
+        labels = {run: f"{contest.task}: {run.name}" for run in contest.missing(runs)}
+        contest.results.update(self._each(labels, train.train))
 
     def oracles(self, base: Run) -> None:
         """Ask the oracle on the tuning seed and on those after it."""
@@ -151,7 +143,8 @@ class _Runner:
         for spec, label in labels.items():
             inputs = self._inputs(spec)
             if (stored := self._store.load(cell_key(inputs))) is not None:
-                self._found(label)
+                self._study.cached += 1
+                self._progress.skip(1, label)
                 yield spec, stored
             else:
                 missing[spec] = inputs
@@ -160,16 +153,6 @@ class _Runner:
             spec = waiting[future]
             if found := self._keep(labels[spec], missing[spec], future):
                 yield spec, found
-
-    def _take(self, run: Run, found: dict[str, Any]) -> None:
-        if found.get("diverged"):
-            self._study.diverged[run] = found
-        else:
-            self._study.results[run] = found
-
-    def _found(self, label: str) -> None:
-        self._study.cached += 1
-        self._progress.skip(1, label)
 
     def _keep(self, label: str, inputs: Mapping[str, Any], future: Future) -> dict[str, Any] | None:
         try:
@@ -181,81 +164,21 @@ class _Runner:
         finally:
             self._progress.advance(1, label)
 
-    def tune(self) -> None:
-        """Sweep the rate of every arm on the tuning seed, further while the best one lies at the edge."""
-        losses: dict[str, dict[float, float]] = {arm: {} for arm in tuned_arms(self._params)}
-        wanted = {arm: list(self._params.learning_rates) for arm in losses}
+    def tune(self, contest: Contest) -> None:
+        """Sweep every arm's rate on the tuning seed, and beyond an edge that is best; a single rate is simply taken."""
+        losses: dict[str, dict[float, float]] = {arm: {} for arm in contest.tuned_arms()}
+        wanted = {arm: list(contest.learning_rates) for arm in losses}
         for extension in range(MAX_EXTENSIONS + 1):
             asked = [(arm, rate) for arm, rates in wanted.items() for rate in rates]
             self._progress.extend(len(asked) if extension else 0)
-            runs = {pair: tuning_run(self._params, *pair) for pair in asked}
-            self.together(runs.values())
+            runs = {pair: contest.tuning_run(*pair) for pair in asked}
+            self.together(contest, runs.values())
             for (arm, rate), run in runs.items():
-                losses[arm][rate] = self._loss(run)
+                losses[arm][rate] = contest.loss(run)
             wanted = {arm: further for arm, own in losses.items() if (further := next_rate(own))}
-            if not wanted:
+            if not wanted or len(contest.learning_rates) == 1:
                 break
-        for arm in self._params.arms:
-            own = losses[ARMS[arm].tuned_as or arm]
-            self._study.best_rate[arm] = min(own, key=own.__getitem__)
-            self._study.interior[arm] = not next_rate(own)
-
-    def _loss(self, run: Run) -> float:
-        found = self._study.results.get(run)
-        return float("inf") if found is None else found["loss_nats"]
-
-
-def _train(run: Run) -> dict[str, Any]:
-    """Train a run in a worker; one that diverges is a result, with the loss of the weights it started from."""
-    began = time.perf_counter()
-    try:
-        return train.train(run)
-    except FloatingPointError as error:
-        seconds = time.perf_counter() - began
-        start = train.score(train.build(run), train.Text(run).held_out(), run.batch_size)
-        return {"diverged": str(error), "loss_nats": float(start.mean()), "seconds": seconds}
-
-
-def next_rate(losses: Mapping[float, float]) -> list[float]:
-    """Return the rate to try next if the best one lies at the edge of those tried, by the ratio of the first two."""
-    tried = sorted(losses)
-    best = min(tried, key=losses.__getitem__)
-    ratio = tried[1] / tried[0] if len(tried) > 1 else 2.0
-    if best == tried[-1]:
-        return [best * ratio]
-    return [best / ratio] if best == tried[0] else []
-
-
-def tuned_arms(params: PredictPhase) -> list[str]:
-    """Return the arms whose rate is tuned; the others take over that of one of them."""
-    return list(dict.fromkeys(ARMS[arm].tuned_as or arm for arm in params.arms))
-
-
-def tuning_run(params: PredictPhase, arm: str, rate: float) -> Run:
-    """Return a run of the sweep, at the longest budget."""
-    return _run(params, arm, rate, params.steps, params.tuning_seed)
-
-
-def baseline_run(params: PredictPhase, rates: Mapping[str, float]) -> Run:
-    """Return the baseline at its tuned rate and the longest budget, on the tuning seed."""
-    return tuning_run(params, "adamw", rates["adamw"])
-
-
-def compared_runs(params: PredictPhase, rates: Mapping[str, float]) -> list[Run]:
-    """Return the runs of the comparison: seeds outermost, so that all arms of a seed run close together."""
-    pairs = itertools.product(params.seeds, budgets(params), params.arms)
-    return [_run(params, arm, rates[arm], steps, seed) for seed, steps, arm in pairs]
-
-
-def budgets(params: PredictPhase) -> list[int]:
-    """Return the schedules' lengths in steps."""
-    return [max(2, round(share * params.steps)) for share in params.budgets]
-
-
-def _run(params: PredictPhase, arm: str, rate: float, steps: int, seed: int) -> Run:
-    own = {"arm": arm, "learning_rate": rate, "steps": steps, "seed": seed}
-    shared = {name: getattr(params, name) for name in Run.__dataclass_fields__ if name not in own}
-    return Run(**own, **shared)
+        contest.choose(losses)
 
 
 def original_specs(params: PredictPhase) -> list[OriginalSpec]:
@@ -279,6 +202,8 @@ def original_specs(params: PredictPhase) -> list[OriginalSpec]:
 
 def n_pieces(params: PredictPhase) -> int:
     """Return the pieces of a study whose sweeps need no extension."""
-    sweeps = len(tuned_arms(params)) * len(params.learning_rates)
-    compared = len(params.seeds) * len(params.budgets) * len(params.arms)
-    return sweeps + compared + len(original.INITIALISATIONS) + ORACLE_SEEDS + 1
+    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + 1
+    for contest in make_study(params).contests():
+        n += len(contest.tuned_arms()) * len(contest.learning_rates)
+        n += len(contest.seeds) * len(contest.budgets) * len(contest.arms)
+    return n

@@ -9,6 +9,7 @@ import pandas as pd
 
 from labkit.hybrid import original
 from labkit.hybrid.arms import ARMS
+from labkit.hybrid.contest import Contest
 from labkit.hybrid.protocol import BASELINE, Judgement, frontier
 from labkit.hybrid.study import Study
 from labkit.units import MIB
@@ -57,11 +58,11 @@ def original_curves(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tuning_table(study: Study) -> pd.DataFrame:
+def tuning_table(contest: Contest) -> pd.DataFrame:
     """Return the chosen rate of every arm and whether it lies inside the rates tried."""
     rows = [
-        {"arm": arm, "peak rate": rate, "inside the sweep": study.interior[arm], "what it is": ARMS[arm].words}
-        for arm, rate in study.best_rate.items()
+        {"arm": arm, "peak rate": rate, "inside the sweep": contest.interior[arm], "what it is": ARMS[arm].words}
+        for arm, rate in contest.best_rate.items()
     ]
     return pd.DataFrame(rows)
 
@@ -131,13 +132,13 @@ def memory_points(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def timeline(study: Study, arm: str) -> pd.DataFrame:
+def timeline(contest: Contest, arm: str) -> pd.DataFrame:
     """Return the decisions of one run of an arm, first seed and longest budget: step, horizon, probe, remark."""
-    own = [run for run in study.results if run.arm == arm and run.seed in study.params.seeds]
+    own = [run for run in contest.results if run.arm == arm and run.seed in contest.seeds]
     if not own:
         return pd.DataFrame()
     longest = max(own, key=lambda run: (run.steps, -run.seed))
-    return pd.DataFrame(study.results[longest]["jumps"])
+    return pd.DataFrame(contest.results[longest]["jumps"])
 
 
 def verdict_sentence(judgements: Sequence[Judgement], arm: str) -> str:

@@ -13,7 +13,7 @@ from labkit.hybrid.growth import GrowthSpec
 from labkit.hybrid.optimizers import Schedule, make_optimizer
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
-from labkit.hybrid.train import Run, Text, build
+from labkit.hybrid.tasks import Run, Text, build, score
 from labkit.workers import process_pool
 
 RUN = Run(
@@ -61,7 +61,7 @@ def baseline():
 @pytest.mark.parametrize("task", ["text-0.1m", "text-1m", "text-10m"])
 def test_a_model_starts_within_half_a_nat_of_a_uniform_guess(task):
     run = dataclasses.replace(RUN, task=task)
-    loss = train.score(build(run), Text(run).held_out(), 8).mean()
+    loss = score(build(run), Text(run).held_out(), 8).mean()
     assert abs(loss - math.log(RUN.vocab_size)) < 0.5
 
 
@@ -70,6 +70,29 @@ def test_a_run_learns_and_is_the_same_again(baseline):
     assert again["block_nats"] == baseline["block_nats"]
     assert baseline["loss_nats"] < np.mean(baseline["initial_nats"]) - 1.0
     assert baseline["tokens"] == 48 * 8 * 32
+
+
+def test_a_run_that_diverges_keeps_its_place_with_the_loss_it_started_from():
+    found = train.train(dataclasses.replace(RUN, learning_rate=1e30, grad_clip=1e30))
+    assert found["diverged"]
+    assert found["block_nats"] == found["initial_nats"]
+    assert all(map(math.isfinite, found["curve"]))
+
+
+def test_adapters_of_a_pretrained_model_learn_on_its_own_tokens():
+    run = dataclasses.replace(
+        RUN, task="smollm2-135m-lora", steps=3, learning_rate=2e-3, held_out_windows=8, batch_size=4
+    )
+    model = build(run)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    found = train.train(run)
+    assert np.mean(found["initial_nats"]) < 5, "a pretrained model knows the language"
+    assert found["loss_nats"] < np.mean(found["initial_nats"])
+    assert found["parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_all_arms_of_a_seed_start_alike_and_read_the_same_batches():

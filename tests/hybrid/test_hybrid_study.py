@@ -1,11 +1,9 @@
 """The study: what runs, that a second run finds everything, that a rate at the edge is followed, divergence counted."""
 
-import dataclasses
-
 import pytest
 
 from labkit import params
-from labkit.hybrid import protocol, results, study, tables, train
+from labkit.hybrid import contest, protocol, results, study, tables
 from labkit.hybrid.cost import plan_study
 from labkit.schema_predict_phase import PredictPhase
 
@@ -16,6 +14,7 @@ SMALL = {
     "learning_rates": [4e-3, 8e-3],
     "held_out_windows": 16,
     "memory_steps": 16,
+    "finetune_steps": 0,
 }
 
 
@@ -36,11 +35,11 @@ def test_a_second_run_finds_every_piece_and_says_the_same(both, cfg):
     assert (first.failures, second.failures) == ({}, {})
     assert first.cached == 0
     assert second.cached >= study.n_pieces(cfg)
-    assert first.comparison().equals(second.comparison())
+    assert first.scratch.comparison().equals(second.scratch.comparison())
 
 
 def test_the_comparison_has_every_arm_budget_and_seed_and_no_tuning_run(both, cfg):
-    runs = both[0].comparison()
+    runs = both[0].scratch.comparison()
     assert len(runs) == len(cfg.arms) * len(cfg.budgets) * len(cfg.seeds)
     assert set(runs["steps"]) == {12, 24}
     assert cfg.tuning_seed not in set(runs["seed"])
@@ -52,7 +51,7 @@ def test_the_comparison_has_every_arm_budget_and_seed_and_no_tuning_run(both, cf
 
 def test_its_tables_and_numbers_are_whole(both):
     own = both[0]
-    judgements = protocol.judge(own.comparison(), n_resamples=200)
+    judgements = protocol.judge(own.scratch.comparison(), n_resamples=200)
     assert [found.arm for found in judgements] == ["frozen", "rejecting"]
     original = tables.original_table(own).set_index("initialisation")
     assert original.loc["published", "speed at equal loss"] > 0
@@ -68,25 +67,17 @@ def test_its_tables_and_numbers_are_whole(both):
 
 
 def test_the_best_rate_is_followed_beyond_the_edge_and_no_further():
-    assert study.next_rate({1e-3: 3.0, 2e-3: 2.0}) == [4e-3]
-    assert study.next_rate({1e-3: 2.0, 2e-3: 3.0}) == [5e-4]
-    assert study.next_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}) == []
-
-
-def test_a_run_that_diverges_is_a_result_with_the_loss_it_started_from(cfg):
-    run = study.compared_runs(cfg, dict.fromkeys(cfg.arms, 1e30))[0]
-    run = dataclasses.replace(run, grad_clip=1e30)
-    found = study._train(run)
-    assert "the held-out loss is" in found["diverged"]
-    start = train.score(train.build(run), train.Text(run).held_out(), run.batch_size).mean()
-    assert found["loss_nats"] == start
-    assert found["seconds"] > 0
+    assert contest.next_rate({1e-3: 3.0, 2e-3: 2.0}) == [4e-3]
+    assert contest.next_rate({1e-3: 2.0, 2e-3: 3.0}) == [5e-4]
+    assert contest.next_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}) == []
 
 
 def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):
-    own = study.Study(cfg, best_rate=dict.fromkeys(cfg.arms, 1e-3))
-    first = study.compared_runs(cfg, own.best_rate)[0]
-    own.diverged[first] = {"diverged": "NaN", "loss_nats": 5.7, "seconds": 2.0}
+    own = study.make_study(cfg).scratch
+    own.best_rate = dict.fromkeys(cfg.arms, 1e-3)
+    first = own.compared_runs()[0]
+    counted = {"seconds": 2.0, "real_steps": 12, "probe_forwards": 0, "tokens": 96, "peak_bytes": 1}
+    own.results[first] = counted | {"loss_nats": 5.7, "phases": {}, "jumps": [], "diverged": True}
     table = own.comparison()
     assert table[["arm", "loss", "seconds", "diverged"]].to_dict("records") == [
         {"arm": first.arm, "loss": 5.7, "seconds": 2.0, "diverged": True}
@@ -94,8 +85,9 @@ def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):
 
 
 def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(cfg):
-    more = cfg.model_copy(update={"seeds": [0, 1]})
-    runs = study.compared_runs(more, dict.fromkeys(cfg.arms, 1e-3))
+    own = study.make_study(cfg.model_copy(update={"seeds": [0, 1]})).scratch
+    own.best_rate = dict.fromkeys(cfg.arms, 1e-3)
+    runs = own.compared_runs()
     assert [run.seed for run in runs] == [0] * 6 + [1] * 6
     assert [run.arm for run in runs[:3]] == cfg.arms
 

@@ -1,0 +1,124 @@
+"""A comparison of ways to train on one task: which runs tune it, which runs decide it, and what they came to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from labkit.hybrid.arms import ARMS
+from labkit.hybrid.tasks import Run
+from labkit.schema_predict_phase import PredictPhase
+
+
+@dataclass
+class Contest:
+    """One task with its arms, budgets and seeds, and the runs that are there."""
+
+    params: PredictPhase
+    """What all contests share."""
+    task: str
+    """Model that all arms train."""
+    vocab_size: int
+    """Tokens of its vocabulary."""
+    context: int
+    """Tokens of a window."""
+    batch_size: int
+    """Windows of a step."""
+    steps: int
+    """Nominal steps of the longest schedule."""
+    budgets: list[float]
+    """Schedules as shares of it."""
+    arms: list[str]
+    """Ways to train."""
+    learning_rates: list[float]
+    """Peak rates tried for each."""
+    seeds: list[int]
+    """Paired seeds."""
+    results: dict[Run, dict[str, Any]] = field(default_factory=dict)
+    """What `train.train` returned, tuning runs included."""
+    best_rate: dict[str, float] = field(default_factory=dict)
+    """Chosen peak rate, by arm."""
+    interior: dict[str, bool] = field(default_factory=dict)
+    """Whether it lies inside the rates tried."""
+
+    def run(self, arm: str, rate: float, steps: int, seed: int) -> Run:
+        """Return a run of this contest."""
+        own = {"arm": arm, "learning_rate": rate, "steps": steps, "seed": seed}
+        own |= {name: getattr(self, name) for name in ("task", "vocab_size", "context", "batch_size")}
+        shared = {name: getattr(self.params, name) for name in Run.__dataclass_fields__ if name not in own}
+        return Run(**own, **shared)
+
+    def tuned_arms(self) -> list[str]:
+        """Return the arms whose rate is tuned; the others take over that of one of them."""
+        return list(dict.fromkeys(ARMS[arm].tuned_as or arm for arm in self.arms))
+
+    def tuning_run(self, arm: str, rate: float) -> Run:
+        """Return a run of the sweep, at the longest budget."""
+        return self.run(arm, rate, self.steps, self.params.tuning_seed)
+
+    def baseline_run(self) -> Run:
+        """Return the baseline at its tuned rate and the longest budget, on the tuning seed."""
+        return self.tuning_run("adamw", self.best_rate["adamw"])
+
+    def lengths(self) -> list[int]:
+        """Return the schedules' lengths in steps."""
+        return [max(2, round(share * self.steps)) for share in self.budgets]
+
+    def compared_runs(self) -> list[Run]:
+        """Return the runs of the comparison: seeds outermost, so that all arms of a seed run close together."""
+        pairs = itertools.product(self.seeds, self.lengths(), self.arms)
+        return [self.run(arm, self.best_rate[arm], steps, seed) for seed, steps, arm in pairs]
+
+    def missing(self, runs: Iterable[Run]) -> list[Run]:
+        """Return the runs that are not there, each once."""
+        return [run for run in dict.fromkeys(runs) if run not in self.results]
+
+    def loss(self, run: Run) -> float:
+        """Return a run's final loss, infinity where it failed."""
+        found = self.results.get(run)
+        return float("inf") if found is None else found["loss_nats"]
+
+    def choose(self, losses: Mapping[str, Mapping[float, float]]) -> None:
+        """Choose every arm's rate from the losses of the sweep."""
+        for arm in self.arms:
+            own = losses[ARMS[arm].tuned_as or arm]
+            self.best_rate[arm] = min(own, key=own.__getitem__)
+            self.interior[arm] = not next_rate(own)
+
+    def comparison(self) -> pd.DataFrame:
+        """Return one row a run of the comparison: arm, steps, seed, seconds, loss and what it did.
+
+        A run that diverged has the loss it started from; one that failed has no row.
+        """
+        return pd.DataFrame([self._row(run) for run in self.compared_runs() if run in self.results])
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        row = {"arm": run.arm, "steps": run.steps, "seed": run.seed, "rate": run.learning_rate}
+        result = self.results[run]
+        made = sum(bool(jump["accepted"]) for jump in result["jumps"])
+        kept = ("seconds", "real_steps", "probe_forwards", "tokens", "peak_bytes")
+        return (
+            row
+            | {name: result[name] for name in kept}
+            | {
+                "loss": result["loss_nats"],
+                "predicted_steps": result["phases"].get("predict", 0),
+                "jumps": made,
+                "refused": len(result["jumps"]) - made,
+                "diverged": result["diverged"],
+            }
+        )
+
+
+def next_rate(losses: Mapping[float, float]) -> list[float]:
+    """Return the rate to try next if the best one lies at the edge of those tried, by the ratio of the first two."""
+    tried = sorted(losses)
+    best = min(tried, key=losses.__getitem__)
+    ratio = tried[1] / tried[0] if len(tried) > 1 else 2.0
+    if best == tried[-1]:
+        return [best * ratio]
+    return [best / ratio] if best == tried[0] else []
