@@ -76,6 +76,10 @@ class PredictPhase(Params):
     """Peak rates tried there."""
     finetune_seeds: Annotated[list[int], Layer.SCOPE]
     """Paired seeds there."""
+    cnn_steps: Annotated[int, Field(ge=0), Layer.SCOPE]
+    """Nominal steps of the small network on digits, with the arms and budgets from scratch; 0 leaves it out."""
+    cnn_batch_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Digits of a step there."""
     original_task: Annotated[TaskName, Layer.SCOPE]
     """Model of the report's own protocol on random tokens."""
     original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]

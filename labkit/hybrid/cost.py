@@ -8,7 +8,7 @@ from labkit import device, models
 from labkit.cost import Cost
 from labkit.hybrid.contest import Contest
 from labkit.hybrid.study import ORACLE_SEEDS, make_study, n_pieces
-from labkit.hybrid.tasks import ADAPTED, TASKS
+from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
 from labkit.schema_predict_phase import PredictPhase
 from labkit.units import GIB
 
@@ -17,6 +17,7 @@ _GEMM_SHARE = 0.35
 _PROCESS_SECONDS = 5.0
 _STATES = 8
 """Copies of the weights that a hybrid holds at most: gradient, two moments, history, a copy for undoing."""
+_CNN_VALUES = 52_000
 _ORACLE_RUNS = 7 * ORACLE_SEEDS
 
 
@@ -57,6 +58,8 @@ def values_of(contest: Contest) -> int:
     """Return the parameters of a comparison's model."""
     if contest.task in ADAPTED:
         return models.SHAPES[ADAPTED[contest.task]].parameters
+    if contest.task == CNN:
+        return _CNN_VALUES
     return n_parameters(contest.task, contest.vocab_size, contest.context)
 
 

@@ -21,7 +21,7 @@ from labkit.hybrid.contest import Contest, next_rate
 from labkit.hybrid.growth import GrowthSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
-from labkit.hybrid.tasks import ADAPTED, Run
+from labkit.hybrid.tasks import ADAPTED, CNN, Run
 from labkit.progress import Progress
 from labkit.record import Store, cell_key, source_hash
 from labkit.schema_predict_phase import PredictPhase
@@ -42,6 +42,8 @@ class Study:
     """The comparison of ways to train from scratch."""
     adapted: Contest | None
     """The comparison of ways to fine-tune a pretrained model; None where the profile leaves it out."""
+    digits: Contest | None
+    """That of the small network on digits; None where the profile leaves it out."""
     failures: dict[str, str] = field(default_factory=dict)
     """Error of each piece that has no result."""
     originals: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Study:
 
     def contests(self) -> list[Contest]:
         """Return the comparisons there are."""
-        return [self.scratch, *([self.adapted] if self.adapted else [])]
+        return [contest for contest in (self.scratch, self.adapted, self.digits) if contest]
 
 
 def run_study(params: PredictPhase) -> Study:
@@ -85,11 +87,15 @@ def run_study(params: PredictPhase) -> Study:
 def make_study(params: PredictPhase) -> Study:
     """Return an empty study with its comparisons."""
     names = ("task", "vocab_size", "context", "batch_size", "steps", "budgets", "arms", "learning_rates", "seeds")
-    scratch = Contest(params, **{name: getattr(params, name) for name in names})
-    if not params.finetune_steps:
-        return Study(params, scratch, None)
-    own = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
-    return Study(params, scratch, Contest(params, vocab_size=params.vocab_size, **own))
+    shared = {name: getattr(params, name) for name in names}
+    adapted = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
+    digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size}
+    return Study(
+        params,
+        scratch=Contest(params, **shared),
+        adapted=Contest(params, **shared | adapted) if params.finetune_steps else None,
+        digits=Contest(params, **shared | digits) if params.cnn_steps else None,
+    )
 
 
 def _prepare(study: Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,31 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     longest = runs[runs["steps"] == runs["steps"].max()]
     kept = ["seconds", "real_steps", "predicted_steps", "jumps", "refused", "probe_forwards", "tokens", "loss"]
     return longest.groupby("arm", sort=False)[kept].mean().reset_index()
+
+
+def phase_time_table(contest: Contest) -> pd.DataFrame:
+    """Return where the time of the longest budget goes: share of each phase in percent, and milliseconds of its steps.
+
+    The share of Predict is that of probing and jumping; its milliseconds are for each predicted step.
+    """
+    rows, longest = [], [run for run in contest.compared_runs() if run.steps == contest.steps]
+    for arm in contest.arms:
+        own = [contest.results[run] for run in longest if run.arm == arm and run in contest.results]
+        row: dict[str, Any] = {"arm": arm}
+        for phase in ("warmup", "full", "predict", "correct"):
+            seconds = float(np.mean([r["phase_seconds"].get(phase, 0.0) for r in own]))
+            steps = float(np.mean([r["phases"].get(phase, 0) for r in own]))
+            row |= {f"{phase}, %": 100 * seconds / float(np.mean([r["seconds"] for r in own]))}
+            row |= {f"{phase}, ms": 1e3 * seconds / steps if steps else np.nan}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def accuracy_table(contest: Contest) -> pd.DataFrame:
+    """Return the share of held-out digits that each arm recognises at its longest budget, mean and extremes of seeds."""
+    longest = [run for run in contest.compared_runs() if run.steps == contest.steps and run in contest.results]
+    rows = [{"arm": run.arm, "accuracy, %": 100 * contest.results[run]["accuracy"]} for run in longest]
+    return pd.DataFrame(rows).groupby("arm", sort=False)["accuracy, %"].agg(["mean", "min", "max"]).reset_index()
 
 
 def oracle_table(study: Study) -> pd.DataFrame:

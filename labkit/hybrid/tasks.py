@@ -1,7 +1,7 @@
 """What is trained and on what: a run's description, its model, its windows of real text, and how it is scored.
 
 From scratch a run trains a GPT-2-shaped model on word pieces of its own; fine-tuned, it trains adapters of a pretrained
-model on that model's tokens.
+model on that model's tokens; and the small network of the report's earlier validation learns digits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit import corpora, models
+from labkit.hybrid.digits import Digits, build_cnn, digit_losses
 
 TASKS: dict[str, dict[str, int]] = {
     "text-0.1m": {"n_embd": 64, "n_layer": 2, "n_head": 2},
@@ -29,6 +30,8 @@ TASKS: dict[str, dict[str, int]] = {
 """GPT-2-shaped models by name: what differs from GPT-2 small; vocabulary and context come with the run."""
 ADAPTED = {"smollm2-135m-lora": "smollm2-135m"}
 """Tasks that train adapters of a pretrained model."""
+CNN = "digits-cnn"
+"""Task of the small convolutional network."""
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 FROZEN_TYPE = torch.bfloat16
 """Type of the pretrained weights; adapters are float32."""
@@ -152,7 +155,14 @@ def _streams(corpus: str, vocab_size: int, pretrained: str | None) -> tuple[np.n
 
 def build(run: Run) -> nn.Module:
     """Build the run's model, or load it and put adapters on it; only what is trained requires gradients."""
+    if run.task == CNN:
+        return build_cnn(run.seed, run.device)
     return _adapted(run) if run.task in ADAPTED else _from_scratch(run)
+
+
+def data_of(run: Run) -> Text | Digits:
+    """Return what the run reads."""
+    return Digits(run.batch_size, run.seed, run.device) if run.task == CNN else Text(run)
 
 
 def _adapted(run: Run) -> nn.Module:
@@ -184,7 +194,9 @@ def _from_scratch(run: Run) -> nn.Module:
 
 
 def losses_of(model: nn.Module, windows: Tensor) -> Tensor:
-    """Return the loss of every position in nats, [B, T]."""
+    """Return the loss of every position in nats, [B, T]; of every sample, [B, 1], where the rows are digits."""
+    if windows.is_floating_point():
+        return digit_losses(model, windows)
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits.float().flatten(0, 1)
     return functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none").view(len(windows), -1)
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from labkit import device
 from labkit.hybrid.arms import ARMS, hybrid_config
+from labkit.hybrid.digits import Digits, accuracy
 from labkit.hybrid.engine import Hybrid
 from labkit.hybrid.gate import Losses, untouched
 from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
-from labkit.hybrid.tasks import Run, Text, build, losses_of, score
+from labkit.hybrid.tasks import CNN, Run, Text, build, data_of, losses_of, score
 from labkit.hybrid.vectors import copies
 
 TAIL = 0.05
@@ -37,34 +38,39 @@ def train(run: Run) -> dict[str, Any]:
     """
     device.set_threads(run.threads)
     device.set_determinism(run.seed, run.device)
-    text, model = Text(run), build(run)
-    held_out = text.held_out()
+    data, model = data_of(run), build(run)
+    held_out = data.held_out()
     before = score(model, held_out, run.batch_size)
     with device.peak_memory(run.device) as memory:
-        found = _fit(run, model, text)
+        found = _fit(run, model, data)
     after = score(model, held_out, run.batch_size)
     diverged = not np.isfinite(after).all()
     after = before if diverged else after
-    return found | {
-        "diverged": diverged,
-        "initial_nats": before.tolist(),
-        "block_nats": after.tolist(),
-        "loss_nats": float(after.mean()),
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "peak_bytes": memory.bytes,
-    }
+    shares = {"accuracy": accuracy(model, held_out)} if run.task == CNN else {}
+    return (
+        found
+        | shares
+        | {
+            "diverged": diverged,
+            "initial_nats": before.tolist(),
+            "block_nats": after.tolist(),
+            "loss_nats": float(after.mean()),
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "peak_bytes": memory.bytes,
+        }
+    )
 
 
-def _fit(run: Run, model: nn.Module, text: Text) -> dict[str, Any]:
+def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
     """Run the loop of an arm; the model is left with what the arm reads out."""
     arm = ARMS[run.arm]
     optimizer = make_optimizer(model, arm.optimizer, run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2)
     schedule = Schedule(optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction))
-    config, probe = hybrid_config(arm, run.steps, run.seed), Probe(run, model, text)
+    config, probe = hybrid_config(arm, run.steps, run.seed), Probe(run, model, data)
     hybrid = config and Hybrid(model, optimizer, config, total_steps=run.steps, scheduler=schedule, probe=probe.draw)
     tail = TailAverage(model, run.steps) if arm.tail_average else None
     losses, started = [], time.perf_counter()
-    for step, windows in enumerate(text.batches()):
+    for step, windows in enumerate(data.batches()):
         if hybrid.over if hybrid else step == run.steps:
             break
         losses.append(_step(run, model, optimizer, schedule, hybrid, windows))
@@ -109,13 +115,13 @@ def _synchronize(where: str) -> None:
 class Probe:
     """Draws fresh training batches and measures their losses, forward only; counts the passes."""
 
-    def __init__(self, run: Run, model: nn.Module, text: Text) -> None:
-        self._run, self._model, self._text = run, model, text
+    def __init__(self, run: Run, model: nn.Module, data: Text | Digits) -> None:
+        self._run, self._model, self._data = run, model, data
         self.n_forwards = 0
 
     def draw(self, n: int) -> Losses:
         """Draw n batches; what is returned measures their windows at the present weights, in one pass."""
-        windows = torch.cat([self._text.probe_batch() for _ in range(n)])
+        windows = torch.cat([self._data.probe_batch() for _ in range(n)])
 
         def losses() -> list[float]:
             self.n_forwards += 1
