@@ -101,7 +101,7 @@ def phase_time_table(contest: Contest) -> pd.DataFrame:
 
 
 def accuracy_table(contest: Contest) -> pd.DataFrame:
-    """Return the share of held-out digits that each arm recognises at its longest budget, mean and extremes of seeds."""
+    """Return the share of held-out digits each arm recognises at its longest budget, mean and extremes of seeds."""
     longest = [run for run in contest.compared_runs() if run.steps == contest.steps and run in contest.results]
     rows = [{"arm": run.arm, "accuracy, %": 100 * contest.results[run]["accuracy"]} for run in longest]
     return pd.DataFrame(rows).groupby("arm", sort=False)["accuracy, %"].agg(["mean", "min", "max"]).reset_index()
