@@ -31,8 +31,14 @@ ArmName = Literal[
     "muon",
     "muon-ema-nesterov",
     "muon-block-trend",
+    "adamw-x1.5",
+    "adamw-x2",
+    "adamw-slow",
+    "last-update-slow",
 ]
 """Ways to train that labkit.hybrid.arms describes."""
+SettingName = Literal["rate", "horizon", "confidence", "interval", "memory"]
+"""Settings that labkit.hybrid.arms varies one at a time."""
 
 
 class PredictPhase(Params):
@@ -77,9 +83,17 @@ class PredictPhase(Params):
     finetune_seeds: Annotated[list[int], Layer.SCOPE]
     """Paired seeds there."""
     cnn_steps: Annotated[int, Field(ge=0), Layer.SCOPE]
-    """Nominal steps of the small network on digits, with the arms and budgets from scratch; 0 leaves it out."""
+    """Nominal steps of the small network on digits, with the budgets from scratch; 0 leaves it out."""
+    cnn_arms: Annotated[list[ArmName], Layer.SCOPE]
+    """Ways to train that are compared there."""
     cnn_batch_size: Annotated[PositiveInt, Layer.SCOPE]
     """Digits of a step there."""
+    settings: Annotated[list[SettingName], Layer.SCOPE]
+    """What is varied one at a time, from scratch and at the longest budget; an empty list leaves that out."""
+    noise_batch_sizes: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Windows of a step at which jumps are held against the noise of the gradient; an empty list leaves that out."""
+    side_seeds: Annotated[list[int], Layer.SCOPE]
+    """Paired seeds of these two."""
     original_task: Annotated[TaskName, Layer.SCOPE]
     """Model of the report's own protocol on random tokens."""
     original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
@@ -116,6 +130,12 @@ class PredictPhase(Params):
     def _is_whole(self) -> Self:
         for prefix in ("", "finetune_"):
             self._check_comparison(prefix)
+        if not set(self.side_seeds) <= set(self.seeds):
+            raise ValueError(
+                f"side_seeds must be among seeds {self.seeds}, whose baseline they need; got {self.side_seeds}"
+            )
+        if "adamw" not in self.cnn_arms:
+            raise ValueError(f"cnn_arms must hold the baseline adamw; got {self.cnn_arms}")
         return self
 
     def _check_comparison(self, prefix: str) -> None:

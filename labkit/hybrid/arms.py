@@ -17,6 +17,21 @@ JUMP = {"full_steps": 16, "predict_steps": 8, "correct_steps": 2, "confidence_th
 WARMUP = 0.1
 """Share of the schedule before anything is predicted: the report's 5 of 50 steps."""
 
+SLOW = 1 / 16
+"""Share of the tuned rate in the arms that show what prediction gains where the rate is far too low."""
+
+_LAST_UPDATE = JUMP | {
+    "predictor": "last-update",
+    "full_steps": 6,
+    "predict_steps": 32,
+    "max_gain": 100.0,
+    "line_search": True,
+    "advance_schedule": False,
+    "correct_steps": 1,
+    "damp_momentum": False,
+}
+"""Fast Forward: its jumps come on top of the schedule."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
@@ -34,6 +49,12 @@ class Arm:
     """What it is, for a table."""
     tuned_as: str = ""
     """Arm whose learning rate it takes over; empty for one that is tuned itself."""
+    rate_factor: float = 1.0
+    """Multiple of the tuned rate that it runs at."""
+    micro_batches: int = 1
+    """Parts of a step's batch whose gradients are accumulated."""
+    dtype: str = ""
+    """Compute type of matrix products; empty for the run's."""
 
 
 ARMS: dict[str, Arm] = {
@@ -49,20 +70,7 @@ ARMS: dict[str, Arm] = {
     "modal": Arm(hybrid=JUMP | {"predictor": "modal"}, words="gated jumps along slow modes"),
     "learned": Arm(hybrid=JUMP | {"predictor": "learned"}, words="gated jumps scaled by the online ensemble"),
     "coasting": Arm(hybrid=JUMP | {"predictor": "coasting", "predict_steps": 3}, words="momentum coasting"),
-    "last-update": Arm(
-        hybrid=JUMP
-        | {
-            "predictor": "last-update",
-            "full_steps": 6,
-            "predict_steps": 32,
-            "max_gain": 100.0,
-            "line_search": True,
-            "advance_schedule": False,
-            "correct_steps": 1,
-            "damp_momentum": False,
-        },
-        words="Fast Forward: the last update again while the loss falls",
-    ),
+    "last-update": Arm(hybrid=_LAST_UPDATE, words="Fast Forward: the last update again while the loss falls"),
     "frozen": Arm(
         hybrid={"predictor": "frozen", "gate": "always", "damp_momentum": False} | REPORT,
         control=True,
@@ -88,6 +96,52 @@ ARMS: dict[str, Arm] = {
     ),
 }
 """Arms by name."""
+
+
+def _trend(words: str, **values: Any) -> Arm:
+    """Return jumps along the block trend at the baseline's rate with other settings."""
+    kept = {name: values.pop(name) for name in ("micro_batches", "dtype") if name in values}
+    return Arm(hybrid=JUMP | {"predictor": "block-trend"} | values, tuned_as="adamw", words=words, **kept)
+
+
+def _at_rate(factor: float, hybrid: Mapping[str, Any] | None = None) -> Arm:
+    words = f"{ARMS['last-update'].words if hybrid else 'AdamW'}, {factor:g} times the tuned rate"
+    return Arm(hybrid=hybrid, tuned_as="adamw", rate_factor=factor, words=words)
+
+
+SETTINGS: dict[str, dict[str, Arm]] = {
+    "rate": {
+        "adamw-x1.5": _at_rate(1.5),
+        "adamw-x2": _at_rate(2.0),
+        "adamw-slow": _at_rate(SLOW),
+        "last-update-slow": _at_rate(SLOW, _LAST_UPDATE),
+    },
+    "horizon": {
+        f"horizon-{n}": _trend(f"unprobed jumps of {n} steps", gate="always", predict_steps=n, max_gain=2.0)
+        for n in (2, 4, 8, 16, 32)
+    },
+    "confidence": {
+        f"confidence-{c:g}": _trend(
+            f"asked from confidence {c:g}, kept if the loss falls", confidence_threshold=c, least_gain=0.0
+        )
+        for c in (0.0, 0.1, 0.2, 0.3, 0.5)
+    },
+    "interval": {
+        f"interval-{n}": _trend(
+            f"probed every {n} predicted steps, kept while the loss falls", correction_interval=n, least_gain=0.0
+        )
+        for n in (1, 2, 4)
+    },
+    "memory": {
+        "mixed-precision": _trend("bfloat16 matrix products", dtype="bfloat16"),
+        "accumulated": _trend("4 micro-batches a step", micro_batches=4),
+        "offloaded": _trend("history and copies in the processor's memory", history_device="cpu"),
+        "memory-optimized": _trend("all three", dtype="bfloat16", micro_batches=4, history_device="cpu"),
+    },
+}
+"""Settings that report 003 recommends to study or combines, by what they vary; the first four are arms like others."""
+for _family in SETTINGS.values():
+    ARMS |= _family
 
 
 def hybrid_config(arm: Arm, total: int, seed: int) -> HybridConfig | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Contest:
     seeds: list[int]
     """Paired seeds."""
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
-    """What `train.train` returned, tuning runs included."""
+    """What `train.train` returned, tuning runs and those of other contests of the study included."""
     best_rate: dict[str, float] = field(default_factory=dict)
     """Chosen peak rate, by arm."""
     interior: dict[str, bool] = field(default_factory=dict)
@@ -73,10 +73,6 @@ class Contest:
         pairs = itertools.product(self.seeds, self.lengths(), self.arms)
         return [self.run(arm, self.best_rate[arm], steps, seed) for seed, steps, arm in pairs]
 
-    def missing(self, runs: Iterable[Run]) -> list[Run]:
-        """Return the runs that are not there, each once."""
-        return [run for run in dict.fromkeys(runs) if run not in self.results]
-
     def loss(self, run: Run) -> float:
         """Return a run's final loss, infinity where it failed."""
         found = self.results.get(run)
@@ -86,7 +82,7 @@ class Contest:
         """Choose every arm's rate from the losses of the sweep."""
         for arm in self.arms:
             own = losses[ARMS[arm].tuned_as or arm]
-            self.best_rate[arm] = min(own, key=own.__getitem__)
+            self.best_rate[arm] = ARMS[arm].rate_factor * min(own, key=own.__getitem__)
             self.interior[arm] = not next_rate(own)
 
     def comparison(self) -> pd.DataFrame:

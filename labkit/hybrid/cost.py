@@ -18,6 +18,8 @@ _PROCESS_SECONDS = 5.0
 _STATES = 8
 """Copies of the weights that a hybrid holds at most: gradient, two moments, history, a copy for undoing."""
 _CNN_VALUES = 52_000
+_CNN_FLOPS = 7.5e6
+"""FLOPs of a digit forward and backward: its convolutions use each weight at 64 places."""
 _ORACLE_RUNS = 7 * ORACLE_SEEDS
 
 
@@ -50,6 +52,8 @@ def _work(contest: Contest) -> tuple[float, float]:
     """Return the tokens of a comparison and the FLOPs of each: frozen weights need no gradient of their own."""
     steps = contest.steps * len(contest.tuned_arms()) * len(contest.learning_rates)
     steps += len(contest.seeds) * len(contest.arms) * sum(contest.lengths())
+    if contest.task == CNN:
+        return steps * contest.batch_size, _CNN_FLOPS
     each = (4.0 if contest.task in ADAPTED else 6.0) * values_of(contest)
     return steps * contest.batch_size * contest.context, each
 

@@ -11,13 +11,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from labkit import device
-from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
-from labkit.hybrid.tasks import Run, Text, build, losses_of, score
-from labkit.hybrid.vectors import Tensors, add, assign, copies
+from labkit.hybrid.race import Race
+from labkit.hybrid.tasks import Run
+from labkit.hybrid.vectors import Tensors, add, copies
 
 POINTS = (0.2, 0.4, 0.6)
 """Shares of the schedule at which jumps start."""
@@ -50,7 +47,7 @@ def measure_oracle(spec: OracleSpec) -> dict[str, Any]:
     """
     run = spec.run
     device.set_threads(run.threads)
-    baseline = _Race(run)
+    baseline = Race(run)
     baseline.go(run.steps)
     final = baseline.loss()
     return {"final": final, "block": BLOCK, "points": [_point(run, share) for share in POINTS]}
@@ -58,7 +55,7 @@ def measure_oracle(spec: OracleSpec) -> dict[str, Any]:
 
 def _point(run: Run, share: float) -> dict[str, Any]:
     step = max(BLOCK, round(share * run.steps))
-    race = _Race(run)
+    race = Race(run)
     race.go(step - BLOCK)
     before = copies(race.parameters)
     race.go(step)
@@ -81,53 +78,10 @@ def _point(run: Run, share: float) -> dict[str, Any]:
 
 def _finish(run: Run, step: int, length: int, drift: Tensors | None) -> float:
     """Return the final loss of a run that leaves out steps after `step`, with a jump in their place or without one."""
-    race = _Race(run)
+    race = Race(run)
     race.go(step)
     if drift is not None:
         add([p.data for p in race.parameters], drift, float(length))
     race.skip(length)
     race.go(run.steps)
     return race.loss()
-
-
-class _Race:
-    """A plain run that can be stopped, jumped and gone on with."""
-
-    def __init__(self, run: Run) -> None:
-        device.set_determinism(run.seed, run.device)
-        self._run, self._text = run, Text(run)
-        self._model: nn.Module = build(run)
-        self.parameters = list(self._model.parameters())
-        self._optimizer = make_optimizer(
-            self._model, "adamw", run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2
-        )
-        self._schedule = Schedule(self._optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction))
-        self._batches, self._held_out = self._text.batches(), self._text.held_out()
-
-    def go(self, nominal: int) -> None:
-        """Train until a nominal step of the schedule."""
-        while self._schedule.done < nominal:
-            losses_of(self._model, next(self._batches)).mean().backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, self._run.grad_clip)
-            self._optimizer.step()
-            self._schedule.step()
-            self._optimizer.zero_grad()
-
-    def skip(self, steps: int) -> None:
-        """Leave out steps of the schedule."""
-        for _ in range(steps):
-            self._schedule.step()
-
-    def loss(self) -> float:
-        """Return the held-out loss in nats per token."""
-        return float(score(self._model, self._held_out, self._run.batch_size).mean())
-
-    def losses_along(self, drift: Tensors, lengths: list[int]) -> dict[int, float]:
-        """Return the held-out loss after jumps of each length; the weights are as before."""
-        here, found = copies(self.parameters), {}
-        data: list[Tensor] = [p.data for p in self.parameters]
-        for n in lengths:
-            add(data, drift, float(n))
-            found[n] = self.loss()
-            assign(data, here)
-        return found

@@ -155,6 +155,27 @@ def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
     return fig, curves
 
 
+def noise_panel(rows: pd.DataFrame) -> Drawing:
+    """Plot the speed of jumps at an equal loss against the batch size over the noise scale, with intervals.
+
+    Args:
+        rows: what `sweeps.noise_table` returns.
+    """
+    fig, axes = plt.subplots(figsize=(7.2, 4.0))
+    names = list(dict.fromkeys(rows["arm"])) if len(rows) else []
+    looks = style(names)
+    for arm in names:
+        part = rows[rows["arm"] == arm].sort_values("batch over noise scale")
+        ends = np.abs(part[["low", "high"]].to_numpy().T - part["speed"].to_numpy())
+        axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **looks[arm])
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="windows of a step over the gradient's noise scale", ylabel="times the speed of tuned AdamW")
+    if names:
+        axes.set(xscale="log")
+        fig.legend(loc="outside lower center", ncols=len(names))
+    return fig, rows
+
+
 def memory_panel(points: pd.DataFrame) -> Drawing:
     """Plot memory above its start against predicted steps.
 

@@ -291,7 +291,7 @@ def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Recorder:
-    """The mean of a phase's last gradients, in one buffer: what a jump is held against once the first real one is there."""
+    """The mean of a phase's last gradients, in one buffer; the first real one after a jump is held against it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: HybridConfig) -> None:
         self._parameters = list(parameters)

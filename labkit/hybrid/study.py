@@ -16,9 +16,11 @@ import torch
 
 from labkit import corpora, models, paths
 from labkit.files import DiskFull
-from labkit.hybrid import growth, oracle, original, train
+from labkit.hybrid import growth, noise, oracle, original, train
+from labkit.hybrid.arms import SETTINGS
 from labkit.hybrid.contest import Contest, next_rate
 from labkit.hybrid.growth import GrowthSpec
+from labkit.hybrid.noise import NoiseSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
 from labkit.hybrid.tasks import ADAPTED, CNN, Run
@@ -28,6 +30,8 @@ from labkit.schema_predict_phase import PredictPhase
 from labkit.workers import process_pool
 
 ORACLE_SEEDS = 3
+BY_BATCH = ["adamw", "block-trend", "horizon-8", "last-update"]
+"""Arms that are compared over batch sizes: the baseline, jumps with and without a gate, the last update."""
 MAX_EXTENSIONS = 3
 """Rates beyond the declared ones that are tried before an optimum at the edge is taken as not found."""
 
@@ -44,12 +48,18 @@ class Study:
     """The comparison of ways to fine-tune a pretrained model; None where the profile leaves it out."""
     digits: Contest | None
     """That of the small network on digits; None where the profile leaves it out."""
+    settings: Contest | None
+    """Single settings at the longest budget, all at the baseline's rate; None where the profile leaves them out."""
+    by_batch: dict[int, Contest] = field(default_factory=dict)
+    """The comparison from scratch again with other batch sizes, by windows of a step."""
     failures: dict[str, str] = field(default_factory=dict)
     """Error of each piece that has no result."""
     originals: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What `original.measure_original` returned, by initialisation."""
     oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What `oracle.measure_oracle` returned, by seed."""
+    noises: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What `noise.measure_noise` returned, by windows of a step."""
     growth: dict[str, Any] | None = None
     """What `growth.measure_growth` returned."""
     cached: int = 0
@@ -57,7 +67,8 @@ class Study:
 
     def contests(self) -> list[Contest]:
         """Return the comparisons there are."""
-        return [contest for contest in (self.scratch, self.adapted, self.digits) if contest]
+        asked = (self.scratch, self.adapted, self.digits, self.settings, *self.by_batch.values())
+        return [contest for contest in asked if contest]
 
 
 def run_study(params: PredictPhase) -> Study:
@@ -77,6 +88,7 @@ def run_study(params: PredictPhase) -> Study:
         for contest in study.contests():
             runner.tune(contest)
             runner.together(contest, contest.compared_runs())
+        runner.noises()
         base = study.scratch.baseline_run()
         runner.oracles(base)
         growth_spec = GrowthSpec(run=base, predicted_steps=params.memory_steps)
@@ -86,15 +98,20 @@ def run_study(params: PredictPhase) -> Study:
 
 def make_study(params: PredictPhase) -> Study:
     """Return an empty study with its comparisons."""
+    results: dict[Run, dict[str, Any]] = {}
     names = ("task", "vocab_size", "context", "batch_size", "steps", "budgets", "arms", "learning_rates", "seeds")
-    shared = {name: getattr(params, name) for name in names}
+    shared = {name: getattr(params, name) for name in names} | {"results": results}
     adapted = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
-    digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size}
+    digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size, "arms": params.cnn_arms}
+    side = shared | {"seeds": params.side_seeds}
+    varied = ["adamw", *(arm for family in params.settings for arm in SETTINGS[family])]
     return Study(
         params,
         scratch=Contest(params, **shared),
         adapted=Contest(params, **shared | adapted) if params.finetune_steps else None,
         digits=Contest(params, **shared | digits) if params.cnn_steps else None,
+        settings=Contest(params, **side | {"arms": varied, "budgets": [1.0]}) if params.settings else None,
+        by_batch={n: Contest(params, **side | {"arms": BY_BATCH, "batch_size": n}) for n in params.noise_batch_sizes},
     )
 
 
@@ -111,6 +128,7 @@ _SOURCES = {
     Run: "labkit.hybrid.train",
     OriginalSpec: "labkit.hybrid.original",
     OracleSpec: "labkit.hybrid.oracle",
+    NoiseSpec: "labkit.hybrid.noise",
     GrowthSpec: "labkit.hybrid.growth",
 }
 """Module that computes a piece: its source is part of the piece's key."""
@@ -134,7 +152,9 @@ class _Runner:
 
     def together(self, contest: Contest, runs: Iterable[Run]) -> None:
         """Load runs, or train them in the pool in the order they are given."""
-        labels = {run: f"{contest.task}: {run.name}" for run in contest.missing(runs)}
+        asked = list(dict.fromkeys(runs))
+        labels = {run: f"{contest.task}: {run.name}" for run in asked if run not in contest.results}
+        self._progress.skip(len(asked) - len(labels), "shared")
         contest.results.update(self._each(labels, train.train))
 
     def oracles(self, base: Run) -> None:
@@ -142,6 +162,12 @@ class _Runner:
         specs = [OracleSpec(run=replace(base, seed=base.seed + i)) for i in range(ORACLE_SEEDS)]
         labels = {spec: f"oracle, seed {spec.run.seed}" for spec in specs}
         self._study.oracles = {spec.run.seed: found for spec, found in self._each(labels, oracle.measure_oracle)}
+
+    def noises(self) -> None:
+        """Measure the noise of the gradient along the baseline of every batch size."""
+        specs = {NoiseSpec(run=own.baseline_run()): size for size, own in self._study.by_batch.items()}
+        labels = {spec: f"noise, {size} windows" for spec, size in specs.items()}
+        self._study.noises = {specs[spec]: found for spec, found in self._each(labels, noise.measure_noise)}
 
     def _each(self, labels: Mapping[Any, str], work: Callable[[Any], Mapping[str, Any]]) -> Iterator[tuple[Any, dict]]:
         """Yield every piece with its result: the stored ones, then the others as the pool finishes them."""
@@ -208,7 +234,7 @@ def original_specs(params: PredictPhase) -> list[OriginalSpec]:
 
 def n_pieces(params: PredictPhase) -> int:
     """Return the pieces of a study whose sweeps need no extension."""
-    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + 1
+    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + len(params.noise_batch_sizes) + 1
     for contest in make_study(params).contests():
         n += len(contest.tuned_arms()) * len(contest.learning_rates)
         n += len(contest.seeds) * len(contest.budgets) * len(contest.arms)

@@ -6,8 +6,10 @@ same order; a hybrid reads fewer of them, since its predicted steps read none.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,11 +42,11 @@ def train(run: Run) -> dict[str, Any]:
     device.set_determinism(run.seed, run.device)
     data, model = data_of(run), build(run)
     held_out = data.held_out()
-    before = score(model, held_out, run.batch_size)
     with device.peak_memory(run.device) as memory:
         found = _fit(run, model, data)
     after = score(model, held_out, run.batch_size)
     diverged = not np.isfinite(after).all()
+    before = _initial_nats(replace(run, arm="", learning_rate=0.0, steps=0))
     after = before if diverged else after
     shares = {"accuracy": accuracy(model, held_out)} if run.task == CNN else {}
     return (
@@ -59,6 +61,12 @@ def train(run: Run) -> dict[str, Any]:
             "peak_bytes": memory.bytes,
         }
     )
+
+
+@functools.cache
+def _initial_nats(start: Run) -> np.ndarray:
+    """Return the losses of the weights that all arms of a seed start from."""
+    return score(build(start), data_of(start).held_out(), start.batch_size)
 
 
 def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
@@ -88,23 +96,31 @@ def _step(
 ) -> float:
     if hybrid:
         hybrid.step_begin()
-    with _autocast(run):
-        loss = losses_of(model, windows).mean()
-    loss.backward()
+    value = _accumulate(run, model, windows)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.grad_clip)
     if hybrid:
         hybrid.gradients_ready(float(norm))
     optimizer.step()
     schedule.step()
     optimizer.zero_grad()
-    value = float(loss.detach())
     if hybrid:
         hybrid.step_end(value)
     return value
 
 
+def _accumulate(run: Run, model: nn.Module, windows: Tensor) -> float:
+    """Take the gradient of a step's mean loss, in as many parts as the arm has; return the loss."""
+    total = torch.zeros((), device=windows.device)
+    for part in windows.split(math.ceil(len(windows) / ARMS[run.arm].micro_batches)):
+        with _autocast(run):
+            loss = losses_of(model, part).mean() * (len(part) / len(windows))
+        loss.backward()
+        total += loss.detach()
+    return float(total)
+
+
 def _autocast(run: Run) -> torch.autocast:
-    return torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16")
+    return torch.autocast(run.device, torch.bfloat16, enabled=(ARMS[run.arm].dtype or run.dtype) == "bfloat16")
 
 
 def _synchronize(where: str) -> None:

@@ -10,10 +10,12 @@ import torch
 from labkit.hybrid import growth, oracle, original, train
 from labkit.hybrid.arms import ARMS, hybrid_config
 from labkit.hybrid.growth import GrowthSpec
+from labkit.hybrid.noise import NoiseSpec, _moments, measure_noise, signal_and_noise
 from labkit.hybrid.optimizers import Schedule, make_optimizer
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
-from labkit.hybrid.tasks import Run, Text, build, score
+from labkit.hybrid.race import Race
+from labkit.hybrid.tasks import Run, Text, build, losses_of, score
 from labkit.workers import process_pool
 
 RUN = Run(
@@ -77,6 +79,46 @@ def test_a_run_that_diverges_keeps_its_place_with_the_loss_it_started_from():
     assert found["diverged"]
     assert found["block_nats"] == found["initial_nats"]
     assert all(map(math.isfinite, found["curve"]))
+
+
+def test_gradients_in_parts_are_the_gradient_of_the_whole():
+    plain, parts = (build(RUN) for _ in range(2))
+    windows = next(Text(RUN).batches())[:7]
+    losses_of(plain, windows).mean().backward()
+    loss = train._accumulate(dataclasses.replace(RUN, arm="accumulated"), parts, windows)
+    assert loss == pytest.approx(float(losses_of(plain, windows).mean().detach()), rel=1e-6)
+    for left, right in zip(plain.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_arm_may_ask_for_its_own_compute_type():
+    assert not train._autocast(RUN)._enabled
+    assert train._autocast(dataclasses.replace(RUN, arm="mixed-precision"))._enabled
+
+
+def test_the_noise_scale_is_found_where_it_is_known():
+    generator = torch.Generator().manual_seed(0)
+    mean, batch, n = torch.full((400,), 0.1), 8, 64
+    found = []
+    for _ in range(50):
+        own = mean + torch.randn(n, batch, 400, generator=generator).mean(1)
+        found.append(signal_and_noise(float(own.square().sum(1).mean()), float(own.mean(0).square().sum()), batch, n))
+    signal, noise = np.mean(found, 0)
+    assert signal == pytest.approx(4.0, rel=0.02)
+    assert noise == pytest.approx(400.0, rel=0.02)
+
+
+def test_measuring_noise_takes_no_step():
+    found = measure_noise(NoiseSpec(run=RUN))["points"]
+    assert [point["step"] for point in found] == [round(share * RUN.steps) for share in (0.2, 0.4, 0.6)]
+    assert all(point["noise"] > 0 for point in found)
+    assert found[0]["scale"] > 0
+    race = Race(RUN)
+    race.go(3)
+    before = [p.detach().clone() for p in race.parameters]
+    _moments(race, RUN.batch_size)
+    assert all(torch.equal(b, p) for b, p in zip(before, race.parameters, strict=True))
+    assert all(p.grad is None for p in race.parameters)
 
 
 def test_adapters_of_a_pretrained_model_learn_on_its_own_tokens():
@@ -159,7 +201,7 @@ def test_the_time_of_an_arm_is_built_from_its_kinds_of_step():
 
 
 def test_the_oracles_race_is_the_comparisons_run(baseline):
-    race = oracle._Race(RUN)
+    race = Race(RUN)
     race.go(20)
     race.go(RUN.steps)
     assert race.loss() == baseline["loss_nats"]

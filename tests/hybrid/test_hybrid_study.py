@@ -3,7 +3,8 @@
 import pytest
 
 from labkit import params
-from labkit.hybrid import contest, protocol, results, study, tables
+from labkit.hybrid import confirmed, contest, protocol, results, study, sweeps, tables
+from labkit.hybrid.arms import ARMS, SETTINGS
 from labkit.hybrid.cost import plan_study
 from labkit.schema_predict_phase import PredictPhase
 
@@ -34,7 +35,8 @@ def test_a_second_run_finds_every_piece_and_says_the_same(both, cfg):
     first, second = both
     assert (first.failures, second.failures) == ({}, {})
     assert first.cached == 0
-    assert second.cached >= study.n_pieces(cfg)
+    own = (second.scratch.results, second.originals, second.oracles, second.noises)
+    assert second.cached == sum(map(len, own)) + 1
     assert first.scratch.comparison().equals(second.scratch.comparison())
 
 
@@ -84,6 +86,52 @@ def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):
     ]
 
 
+def test_a_setting_is_held_against_the_baseline_with_as_many_steps_and_against_shorter_ones(both, cfg):
+    table = sweeps.settings_table(both[0], 50).set_index("setting")
+    assert list(table.index) == ["adamw", *SETTINGS["memory"]]
+    assert table.loc["adamw", ["loss, %", "time"]].tolist() == [0.0, 1.0]
+    assert table.loc["offloaded", "loss, %"] == pytest.approx(table.loc["accumulated", "loss, %"], abs=0.1)
+    assert (table["peak, MiB"] > 50).all()
+
+
+def test_arms_at_other_rates_take_multiples_of_the_tuned_one(cfg):
+    own = study.make_study(cfg.model_copy(update={"settings": ["rate"]})).settings
+    own.choose({"adamw": {4e-3: 2.0, 8e-3: 1.0, 1.6e-2: 3.0}})
+    assert own.best_rate == {
+        "adamw": 8e-3,
+        "adamw-x1.5": 1.2e-2,
+        "adamw-x2": 1.6e-2,
+        "adamw-slow": 5e-4,
+        "last-update-slow": 5e-4,
+    }
+
+
+def test_every_setting_is_an_arm_of_its_own():
+    names = [name for family in SETTINGS.values() for name in family]
+    assert len(set(names)) == len(names)
+    assert all(ARMS[name].tuned_as == "adamw" for name in names)
+
+
+def test_batches_are_held_against_the_noise_of_the_gradient(both, cfg):
+    table = sweeps.noise_table(both[0], 50)
+    assert list(table["arm"]) == study.BY_BATCH[1:]
+    assert (table["windows a step"] == cfg.noise_batch_sizes[0]).all()
+    assert (table["batch over noise scale"] * table["noise scale, windows"]).round(6).eq(4).all()
+    assert (table["speed"] > 0).all()
+
+
+def test_the_confirmatory_run_is_read_from_what_was_published(both, tmp_path):
+    assert confirmed.confirmed_runs(tmp_path) is None
+    runs = both[0].scratch.comparison()
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    runs.iloc[:0].to_csv(tmp_path / "finetune_runs.csv", index=False)
+    (tmp_path / "run.json").write_text('{"provenance": {"git": {"commit": "0123456789"}}}')
+    found = confirmed.confirmed_runs(tmp_path)
+    assert str(found) == "confirmatory run on cpu-24gb, commit 0123456: 6 from scratch over 1 seeds"
+    read, own = (protocol.judge(table, n_resamples=50) for table in (found.runs["from scratch"], runs))
+    assert read == own
+
+
 def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(cfg):
     own = study.make_study(cfg.model_copy(update={"seeds": [0, 1]})).scratch
     own.best_rate = dict.fromkeys(cfg.arms, 1e-3)
@@ -93,7 +141,7 @@ def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(
 
 
 def test_the_cost_counts_real_steps_and_names_its_rate(cfg):
-    cost = plan_study(cfg)
+    cost = plan_study(cfg.model_copy(update={"cnn_steps": 0, "settings": [], "noise_batch_sizes": []}))
     sweep, compared, oracle = 2 * 2 * 24, 3 * (12 + 24), 3 * 7 * 24
     assert cost.tokens == (sweep + compared + oracle) * 16 * 64 + 4 * 50 * 4 * 64
     assert "matrix product measured here" in cost.basis

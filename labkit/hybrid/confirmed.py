@@ -1,0 +1,46 @@
+"""The confirmatory run on record: published once from a larger profile, judged again by every notebook."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from labkit import paths
+
+PROFILE = "cpu-24gb"
+COMPARISONS = {"from scratch": "runs.csv", "fine-tuned": "finetune_runs.csv", "digits": "digits_runs.csv"}
+"""Files of published runs, one row a run, by what was trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmed:
+    """The published runs of the confirmatory profile."""
+
+    hardware: str
+    """Profile."""
+    commit: str
+    """State of the code that ran them."""
+    runs: dict[str, pd.DataFrame] = field(repr=False)
+    """One row a run, by what was trained."""
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{len(own)} {name} over {own['seed'].nunique()} seeds" for name, own in self.runs.items())
+        return f"confirmatory run on {self.hardware}, commit {self.commit[:7]}: {said}"
+
+
+def confirmed_runs(folder: Path | None = None) -> Confirmed | None:
+    """Read the confirmatory run's records; None where none are published.
+
+    Args:
+        folder: where its figures lie; that of PROFILE where not given.
+    """
+    folder = folder or paths.figures(PROFILE, "predict_phase")
+    if not (folder / "runs.csv").exists():
+        return None
+    record = json.loads((folder / "run.json").read_text())
+    found = {name: folder / file for name, file in COMPARISONS.items() if (folder / file).exists()}
+    runs = {name: own for name, file in found.items() if len(own := pd.read_csv(file))}
+    return Confirmed(hardware=PROFILE, commit=record["provenance"]["git"]["commit"], runs=runs)
