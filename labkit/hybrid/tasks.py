@@ -7,6 +7,7 @@ model on that model's tokens; and the small network of the report's earlier vali
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from labkit import corpora, models
 from labkit.hybrid.digits import Digits, build_cnn, digit_losses
@@ -166,11 +167,11 @@ def data_of(run: Run) -> Text | Digits:
 
 
 def _adapted(run: Run) -> nn.Module:
-    folder, _ = models.prepare(ADAPTED[run.task])
-    common = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=FROZEN_TYPE, **common)
+    base = models.load(ADAPTED[run.task], dtype=FROZEN_TYPE, device=run.device).model
     torch.manual_seed(run.seed)
-    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).to(run.device).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).to(run.device).train()
 
 
 def _from_scratch(run: Run) -> nn.Module:

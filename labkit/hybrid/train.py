@@ -6,7 +6,6 @@ same order; a hybrid reads fewer of them, since its predicted steps read none.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from dataclasses import replace
@@ -42,11 +41,11 @@ def train(run: Run) -> dict[str, Any]:
     device.set_determinism(run.seed, run.device)
     data, model = data_of(run), build(run)
     held_out = data.held_out()
+    before = _initial_nats(run, model, held_out)
     with device.peak_memory(run.device) as memory:
         found = _fit(run, model, data)
     after = score(model, held_out, run.batch_size)
     diverged = not np.isfinite(after).all()
-    before = _initial_nats(replace(run, arm="", learning_rate=0.0, steps=0))
     after = before if diverged else after
     shares = {"accuracy": accuracy(model, held_out)} if run.task == CNN else {}
     return (
@@ -63,10 +62,15 @@ def train(run: Run) -> dict[str, Any]:
     )
 
 
-@functools.cache
-def _initial_nats(start: Run) -> np.ndarray:
-    """Return the losses of the weights that all arms of a seed start from."""
-    return score(build(start), data_of(start).held_out(), start.batch_size)
+_STARTS: dict[Run, np.ndarray] = {}
+
+
+def _initial_nats(run: Run, model: nn.Module, held_out: Tensor) -> np.ndarray:
+    """Return the losses of the weights that all arms of a seed start from; they are scored once."""
+    start = replace(run, arm="", learning_rate=0.0, steps=0)
+    if start not in _STARTS:
+        _STARTS[start] = score(model, held_out, run.batch_size)
+    return _STARTS[start]
 
 
 def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
