@@ -82,6 +82,8 @@ class PredictPhase(Params):
     """Peak rates tried there."""
     finetune_seeds: Annotated[list[int], Layer.SCOPE]
     """Paired seeds there."""
+    finetune_held_out_windows: Annotated[PositiveInt, Layer.SCOPE]
+    """Windows of held-out text scored there."""
     cnn_steps: Annotated[int, Field(ge=0), Layer.SCOPE]
     """Nominal steps of the small network on digits, with the budgets from scratch; 0 leaves it out."""
     cnn_arms: Annotated[list[ArmName], Layer.SCOPE]

@@ -28,6 +28,8 @@ class Contest:
     """Tokens of a window."""
     batch_size: int
     """Windows of a step."""
+    held_out_windows: int
+    """Windows scored."""
     steps: int
     """Nominal steps of the longest schedule."""
     budgets: list[float]
@@ -48,7 +50,9 @@ class Contest:
     def run(self, arm: str, rate: float, steps: int, seed: int) -> Run:
         """Return a run of this contest."""
         own = {"arm": arm, "learning_rate": rate, "steps": steps, "seed": seed}
-        own |= {name: getattr(self, name) for name in ("task", "vocab_size", "context", "batch_size")}
+        own |= {
+            name: getattr(self, name) for name in ("task", "vocab_size", "context", "batch_size", "held_out_windows")
+        }
         shared = {name: getattr(self.params, name) for name in Run.__dataclass_fields__ if name not in own}
         return Run(**own, **shared)
 

@@ -99,7 +99,8 @@ def run_study(params: PredictPhase) -> Study:
 def make_study(params: PredictPhase) -> Study:
     """Return an empty study with its comparisons."""
     results: dict[Run, dict[str, Any]] = {}
-    names = ("task", "vocab_size", "context", "batch_size", "steps", "budgets", "arms", "learning_rates", "seeds")
+    sizes = ("task", "vocab_size", "context", "batch_size", "held_out_windows")
+    names = (*sizes, "steps", "budgets", "arms", "learning_rates", "seeds")
     shared = {name: getattr(params, name) for name in names} | {"results": results}
     adapted = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
     digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size, "arms": params.cnn_arms}
@@ -140,11 +141,16 @@ class _Runner:
     def __init__(self, study: Study, progress: Progress, pool: Executor) -> None:
         self._study, self._progress, self._pool, self._params = study, progress, pool, study.params
         self._store = Store(paths.runs(study.params.hardware, study.params.report_id()) / "cells")
+        self._sources = {kind: source_hash([module]) for kind, module in _SOURCES.items()}
         self._text = corpora.load(study.params.corpus).revision
 
     def _inputs(self, spec: Any) -> dict[str, Any]:
-        source = source_hash([_SOURCES[type(spec)]])
-        return {"piece": spec.inputs(), "source": source, "data": self._text, "torch": torch.__version__}
+        return {
+            "piece": spec.inputs(),
+            "source": self._sources[type(spec)],
+            "data": self._text,
+            "torch": torch.__version__,
+        }
 
     def alone(self, label: str, spec: Any, work: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any] | None:
         """Load a piece, or run it while the other workers wait."""
