@@ -100,7 +100,7 @@ class Contest:
         row = {"arm": run.arm, "steps": run.steps, "seed": run.seed, "rate": run.learning_rate}
         result = self.results[run]
         made = sum(bool(jump["accepted"]) for jump in result["jumps"])
-        kept = ("seconds", "real_steps", "probe_forwards", "tokens", "peak_bytes")
+        kept = ("seconds", "real_steps", "probe_forwards", "tokens", "added_bytes")
         return (
             row
             | {name: result[name] for name in kept}

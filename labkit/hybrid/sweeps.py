@@ -15,7 +15,7 @@ def settings_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
     """Return one row a setting, all of as many nominal steps and at the baseline's rate unless the rate is what varies.
 
     Means over seeds: steps predicted and kept, loss and time against the baseline with as many nominal steps, speed at
-    an equal final loss by the baseline's shorter schedules, and the memory of the process at its peak.
+    an equal final loss by the baseline's shorter schedules, and the memory that training adds at its peak.
     """
     if study.settings is None:
         return pd.DataFrame()
@@ -37,7 +37,7 @@ def settings_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
                 "loss, %": 100 * float((part["loss"] / beside["loss"] - 1).mean()),
                 "time": float((part["seconds"] / beside["seconds"]).mean()),
                 "speed at equal loss": str(protocol.reach(runs, arm, n_resamples=n_resamples)),
-                "peak, MiB": part["peak_bytes"].mean() / MIB,
+                "memory added, MiB": part["added_bytes"].mean() / MIB,
             }
         )
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labkit import device
+from labkit import device, memory
 from labkit.hybrid.arms import ARMS, hybrid_config
 from labkit.hybrid.digits import Digits, accuracy
 from labkit.hybrid.engine import Hybrid
@@ -34,15 +34,17 @@ def train(run: Run) -> dict[str, Any]:
 
     Returns:
         plain JSON: held-out nats per token by block before and after, seconds of training (probes included, scoring
-        not), real steps and forward passes of probes, tokens, phases, decisions, peak memory. A run that diverged is
-        no less a run: it learned nothing, so it has the loss it started from, and says so.
+        not), real steps and forward passes of probes, tokens, phases, decisions, and the bytes that training added to
+        the weights at its peak. A run that diverged is no less a run: it learned nothing, so it has the loss it started
+        from, and says so.
     """
     device.set_threads(run.threads)
     device.set_determinism(run.seed, run.device)
     data, model = data_of(run), build(run)
     held_out = data.held_out()
     before = _initial_nats(run, model, held_out)
-    with device.peak_memory(run.device) as memory:
+    memory.release()
+    with device.peak_memory(run.device) as peak:
         found = _fit(run, model, data)
     after = score(model, held_out, run.batch_size)
     diverged = not np.isfinite(after).all()
@@ -57,7 +59,7 @@ def train(run: Run) -> dict[str, Any]:
             "block_nats": after.tolist(),
             "loss_nats": float(after.mean()),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "peak_bytes": memory.bytes,
+            "added_bytes": peak.bytes - peak.start_bytes,
         }
     )
 
