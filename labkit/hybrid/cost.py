@@ -20,7 +20,7 @@ _STATES = 8
 _CNN_VALUES = 52_000
 _CNN_FLOPS = 7.5e6
 """FLOPs of a digit forward and backward: its convolutions use each weight at 64 places."""
-_ORACLE_RUNS = 7 * ORACLE_SEEDS
+_ORACLE_RUNS = 5
 
 
 def plan_study(params: PredictPhase) -> Cost:
@@ -28,7 +28,7 @@ def plan_study(params: PredictPhase) -> Cost:
     rate, basis = training_rate(params)
     study = make_study(params)
     work = [_work(contest) for contest in study.contests()]
-    oracle = _ORACLE_RUNS * params.steps * params.batch_size * params.context
+    oracle = _ORACLE_RUNS * ORACLE_SEEDS * params.steps * params.batch_size * params.context
     original = n_parameters(params.original_task, params.original_vocab_size, 1024)
     original_tokens = 2 * 2 * params.original_steps * params.original_batch_size * params.original_context
     tokens = sum(n for n, _ in work) + oracle + original_tokens

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from labkit import device
-from labkit.hybrid.race import Race
+from labkit.hybrid.race import Place, Race
 from labkit.hybrid.tasks import Run
-from labkit.hybrid.vectors import Tensors, add, copies
+from labkit.hybrid.vectors import Tensors, copies
 
 POINTS = (0.2, 0.4, 0.6)
 """Shares of the schedule at which jumps start."""
 BLOCK = 16
-"""Steps whose mean displacement is the direction."""
+"""Most steps whose mean displacement is the direction."""
 LENGTHS = (1, 2, 4, 8, 16, 32)
 """Steps a jump may stand for."""
 LEAST_JUDGED = 8
@@ -42,32 +42,40 @@ def measure_oracle(spec: OracleSpec) -> dict[str, Any]:
     """Find the best jump at each point and what it is worth at the end.
 
     Returns:
-        final: the baseline's final loss; points: for each, the step, the loss at every length of jump, the best length
-        and the one judged, the final losses with that jump and with the same steps left out.
+        final: the baseline's final loss; block: steps of the drift; points: for each, the step, the loss at every
+        length of jump, the best length and the one judged, the final losses with that jump and with the same steps left
+        out.
     """
     run = spec.run
     device.set_threads(run.threads)
-    baseline = Race(run)
-    baseline.go(run.steps)
-    final = baseline.loss()
-    return {"final": final, "block": BLOCK, "points": [_point(run, share) for share in POINTS]}
+    race, block = Race(run), block_steps(run.steps)
+    points = [_point(race, run.steps, block, share) for share in POINTS]
+    race.go(run.steps)
+    return {"final": race.loss(), "block": block, "points": points}
 
 
-def _point(run: Run, share: float) -> dict[str, Any]:
-    step = max(BLOCK, round(share * run.steps))
-    race = Race(run)
-    race.go(step - BLOCK)
+def block_steps(steps: int) -> int:
+    """Return the steps whose mean displacement is the direction: a tenth of the schedule, BLOCK at most."""
+    return max(2, min(BLOCK, round(0.1 * steps)))
+
+
+def _point(race: Race, steps: int, block: int, share: float) -> dict[str, Any]:
+    """Try jumps at a share of the schedule, and take the race back to it."""
+    step = max(block, round(share * steps))
+    race.go(step - block)
     before = copies(race.parameters)
     race.go(step)
-    drift = [(p.detach() - b) / BLOCK for p, b in zip(race.parameters, before, strict=True)]
-    lengths = [n for n in LENGTHS if step + n < run.steps]
-    losses = race.losses_along(drift, lengths)
+    drift = [(p.detach() - b) / block for p, b in zip(race.parameters, before, strict=True)]
+    lengths = [n for n in LENGTHS if step + n < steps]
+    here, losses = race.loss(), race.losses_along(drift, lengths)
     best = min(lengths, key=lambda n: losses[n])
     judged = min(max(best, LEAST_JUDGED), lengths[-1])
-    jumped, left_out = (_finish(run, step, judged, drift if jump else None) for jump in (True, False))
+    place = race.place()
+    jumped, left_out = (_finish(race, place, steps, judged, drift if jump else None) for jump in (True, False))
+    race.take_back(place)
     return {
         "step": step,
-        "here": race.loss(),
+        "here": here,
         "losses": {str(n): loss for n, loss in losses.items()},
         "best": best,
         "judged": judged,
@@ -76,12 +84,11 @@ def _point(run: Run, share: float) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, step: int, length: int, drift: Tensors | None) -> float:
-    """Return the final loss of a run that leaves out steps after `step`, with a jump in their place or without one."""
-    race = Race(run)
-    race.go(step)
+def _finish(race: Race, place: Place, steps: int, length: int, drift: Tensors | None) -> float:
+    """Return the final loss where steps after a place are left out, with a jump in their place or without one."""
+    race.take_back(place)
     if drift is not None:
-        add([p.data for p in race.parameters], drift, float(length))
+        race.jump(drift, length)
     race.skip(length)
-    race.go(run.steps)
+    race.go(steps)
     return race.loss()

@@ -1,6 +1,12 @@
-"""The baseline as a run that can be stopped, looked at, jumped and gone on with."""
+"""The baseline as a run that can be stopped, looked at, jumped, taken back and gone on with."""
 
 from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +17,35 @@ from labkit.hybrid.tasks import Run, Text, build, losses_of, score
 from labkit.hybrid.vectors import Tensors, add, assign, copies
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a race stood."""
+
+    weights: Tensors
+    """What is trained."""
+    optimizer: dict[str, Any]
+    """The optimizer's state."""
+    done: int
+    """Nominal steps."""
+    n_read: int
+    """Batches."""
+
+
 class Race:
-    """A plain run that can be stopped, jumped and gone on with."""
+    """A plain run of AdamW, step by step."""
 
     def __init__(self, run: Run) -> None:
         """Build the baseline of a run at its first step."""
         device.set_determinism(run.seed, run.device)
         self._run, self._text = run, Text(run)
         self._model: nn.Module = build(run)
-        self.parameters = list(self._model.parameters())
+        self.parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(
             self._model, "adamw", run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2
         )
         self._schedule = Schedule(self._optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction))
-        self._batches, self._held_out = self._text.batches(), self._text.held_out()
+        self._held_out, self._n_read = self._text.held_out(), 0
+        self._batches: Iterator[Tensor] = self._text.batches()
 
     def go(self, nominal: int) -> None:
         """Train until a nominal step of the schedule."""
@@ -37,16 +58,37 @@ class Race:
 
     def backward(self) -> None:
         """Take the gradient of the next batch."""
+        self._n_read += 1
         losses_of(self._model, next(self._batches)).mean().backward()
 
     def drop_gradients(self) -> None:
         """Forget gradients that no step is taken with."""
         self._optimizer.zero_grad()
 
+    def jump(self, drift: Tensors, steps: int) -> None:
+        """Move the weights along a direction."""
+        add([p.data for p in self.parameters], drift, float(steps))
+
     def skip(self, steps: int) -> None:
         """Leave out steps of the schedule."""
         for _ in range(steps):
             self._schedule.step()
+
+    def place(self) -> Place:
+        """Return where the race stands."""
+        return Place(
+            weights=copies(self.parameters),
+            optimizer=copy.deepcopy(self._optimizer.state_dict()),
+            done=self._schedule.done,
+            n_read=self._n_read,
+        )
+
+    def take_back(self, place: Place) -> None:
+        """Go back to where the race stood: the same weights, optimizer, schedule and next batch."""
+        assign([p.data for p in self.parameters], place.weights)
+        self._optimizer.load_state_dict(copy.deepcopy(place.optimizer))
+        self._schedule.load_state_dict({"done": place.done})
+        self._batches, self._n_read = itertools.islice(self._text.batches(), place.n_read, None), place.n_read
 
     def loss(self) -> float:
         """Return the held-out loss in nats per token."""
@@ -57,7 +99,7 @@ class Race:
         here, found = copies(self.parameters), {}
         data: list[Tensor] = [p.data for p in self.parameters]
         for n in lengths:
-            add(data, drift, float(n))
+            self.jump(drift, n)
             found[n] = self.loss()
             assign(data, here)
         return found

@@ -57,7 +57,9 @@ class Study:
     originals: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What `original.measure_original` returned, by initialisation."""
     oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """What `oracle.measure_oracle` returned, by seed."""
+    """What `oracle.measure_oracle` returned from scratch, by seed."""
+    adapted_oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """The same of the pretrained model, by seed."""
     noises: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What `noise.measure_noise` returned, by windows of a step."""
     growth: dict[str, Any] | None = None
@@ -90,7 +92,9 @@ def run_study(params: PredictPhase) -> Study:
             runner.together(contest, contest.compared_runs())
         runner.noises()
         base = study.scratch.baseline_run()
-        runner.oracles(base)
+        study.oracles = runner.oracles(base, ORACLE_SEEDS)
+        if study.adapted:
+            study.adapted_oracles = runner.oracles(study.adapted.baseline_run(), n_adapted_oracles(params))
         growth_spec = GrowthSpec(run=base, predicted_steps=params.memory_steps)
         study.growth = runner.alone("memory", growth_spec, growth.measure_growth)
     return study
@@ -163,11 +167,11 @@ class _Runner:
         self._progress.skip(len(asked) - len(labels), "shared")
         contest.results.update(self._each(labels, train.train))
 
-    def oracles(self, base: Run) -> None:
-        """Ask the oracle on the tuning seed and on those after it."""
-        specs = [OracleSpec(run=replace(base, seed=base.seed + i)) for i in range(ORACLE_SEEDS)]
-        labels = {spec: f"oracle, seed {spec.run.seed}" for spec in specs}
-        self._study.oracles = {spec.run.seed: found for spec, found in self._each(labels, oracle.measure_oracle)}
+    def oracles(self, base: Run, n_seeds: int) -> dict[int, dict[str, Any]]:
+        """Ask the oracle on the tuning seed and on those after it; return what it found, by seed."""
+        specs = [OracleSpec(run=replace(base, seed=base.seed + i)) for i in range(n_seeds)]
+        labels = {spec: f"{base.task}: oracle, seed {spec.run.seed}" for spec in specs}
+        return {spec.run.seed: found for spec, found in self._each(labels, oracle.measure_oracle)}
 
     def noises(self) -> None:
         """Measure the noise of the gradient along the baseline of every batch size."""
@@ -238,9 +242,14 @@ def original_specs(params: PredictPhase) -> list[OriginalSpec]:
     ]
 
 
+def n_adapted_oracles(params: PredictPhase) -> int:
+    """Return the number of seeds on which the oracle is asked about the pretrained model."""
+    return min(ORACLE_SEEDS, len(params.finetune_seeds)) if params.finetune_steps else 0
+
+
 def n_pieces(params: PredictPhase) -> int:
     """Return the pieces of a study whose sweeps need no extension."""
-    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + len(params.noise_batch_sizes) + 1
+    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + n_adapted_oracles(params) + len(params.noise_batch_sizes) + 1
     for contest in make_study(params).contests():
         n += len(contest.tuned_arms()) * len(contest.learning_rates)
         n += len(contest.seeds) * len(contest.budgets) * len(contest.arms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,15 +107,15 @@ def accuracy_table(contest: Contest) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("arm", sort=False)["accuracy, %"].agg(["mean", "min", "max"]).reset_index()
 
 
-def oracle_table(study: Study) -> pd.DataFrame:
+def oracle_table(oracles: Mapping[int, dict[str, Any]]) -> pd.DataFrame:
     """Return one row a point: jumps and what they are worth at the end of the schedule, means over seeds.
 
     *delivered* is the share of the skipped steps' progress that the jump put in their place: the ratio of the mean
     differences, with the least and the greatest of the single seeds.
     """
     rows = []
-    for points in zip(*(found["points"] for found in study.oracles.values()), strict=True):
-        finals = np.array([found["final"] for found in study.oracles.values()])
+    for points in zip(*(found["points"] for found in oracles.values()), strict=True):
+        finals = np.array([found["final"] for found in oracles.values()])
         jumped, left_out = (np.array([point[name] for point in points]) for name in ("jumped", "left_out"))
         single = (left_out - jumped) / (left_out - finals)
         rows.append(
@@ -135,11 +135,11 @@ def oracle_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def oracle_losses(study: Study) -> pd.DataFrame:
+def oracle_losses(oracles: Mapping[int, dict[str, Any]]) -> pd.DataFrame:
     """Return the held-out loss after jumps of every length: seed, step, length, loss less that before the jump."""
     rows = [
         {"seed": seed, "step": point["step"], "length": int(n), "change": loss - point["here"]}
-        for seed, found in study.oracles.items()
+        for seed, found in oracles.items()
         for point in found["points"]
         for n, loss in point["losses"].items()
     ]

@@ -58,7 +58,7 @@ def test_its_tables_and_numbers_are_whole(both):
     original = tables.original_table(own).set_index("initialisation")
     assert original.loc["published", "speed at equal loss"] > 0
     assert original.loc["usual", ["gap, %", "speed at equal loss"]].isna().all(), "no ratio is read off noise"
-    assert len(tables.oracle_table(own)) == 3
+    assert len(tables.oracle_table(own.oracles)) == 3
     found = results.results(own, judgements)
     assert {key: found[f"phases/{key}"]["value"] for key in ("warmup", "full", "predict", "correct")} == {
         "warmup": 5, "full": 10, "predict": 20, "correct": 15,
@@ -143,7 +143,7 @@ def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(
 
 def test_the_cost_counts_real_steps_and_names_its_rate(cfg):
     cost = plan_study(cfg.model_copy(update={"cnn_steps": 0, "settings": [], "noise_batch_sizes": []}))
-    sweep, compared, oracle = 2 * 2 * 24, 3 * (12 + 24), 3 * 7 * 24
+    sweep, compared, oracle = 2 * 2 * 24, 3 * (12 + 24), 3 * 5 * 24
     assert cost.tokens == (sweep + compared + oracle) * 16 * 64 + 4 * 50 * 4 * 64
     assert "matrix product measured here" in cost.basis
 
