@@ -35,10 +35,11 @@ def confirmed_runs(folder: Path | None = None) -> Confirmed | None:
     """Read the confirmatory run's records; None where none are published.
 
     Args:
-        folder: where its figures lie; that of PROFILE where not given.
+        folder: where its figures lie; where not given, those of PROFILE in LABKIT_OUTPUT, else in the repository.
     """
-    folder = folder or paths.figures(PROFILE, "predict_phase")
-    if not (folder / "runs.csv").exists():
+    places = (paths.figures(PROFILE, "predict_phase"), paths.root() / "figures" / PROFILE / "predict_phase")
+    folder = next((place for place in ([folder] if folder else places) if (place / "runs.csv").exists()), None)
+    if folder is None:
         return None
     record = json.loads((folder / "run.json").read_text())
     found = {name: folder / file for name, file in COMPARISONS.items() if (folder / file).exists()}

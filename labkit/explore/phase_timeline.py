@@ -1,0 +1,79 @@
+"""Report 003: which steps the four phases make, what skipping could give at most, and what an arm gave."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import pandas as pd
+from matplotlib.figure import Figure
+
+from labkit.explore.panel import Answer, Explorer, published
+from labkit.figures import style
+from labkit.hybrid.config import HybridConfig
+from labkit.hybrid.phases import Phase, PhaseMachine
+from labkit.hybrid.protocol import BASELINE, frontier, reach
+
+TOTAL = 150
+"""Steps of the schedule that is drawn."""
+_COLOURS = {Phase.WARMUP: "#bbbbbb", Phase.FULL: "#0173b2", Phase.PREDICT: "#de8f05", Phase.CORRECT: "#029e73"}
+
+
+def phases(hardware: str | None = None) -> Explorer:
+    """Explore the phases of a schedule, and the time to a loss of a predictor that was measured.
+
+    Args:
+        hardware: profile whose published runs are shown; the largest published one where not given.
+    """
+    hardware, file = published("predict_phase", "runs.csv", hardware)
+    runs = pd.read_csv(file)
+    arms = [arm for arm in dict.fromkeys(runs["arm"]) if arm != BASELINE]
+    lately = {"continuous_update": False}
+    controls = {
+        "arm": widgets.Dropdown(options=arms, description="way to train"),
+        "full": widgets.IntSlider(value=16, min=2, max=40, description="Full, real steps", **lately),
+        "horizon": widgets.IntSlider(value=8, min=1, max=40, description="Predict, steps at most", **lately),
+        "gate": widgets.ToggleButtons(options=["always", "never"], description="the gate believes"),
+    }
+
+    def answer(arm: str, full: int, horizon: int, gate: str) -> Answer:
+        spans = timeline(full, horizon, gate == "always")
+        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+        top, bottom = figure.subplots(2, 1, height_ratios=[1, 4])
+        for phase, start, steps in spans:
+            top.barh(0, steps, left=start, color=_COLOURS[phase], edgecolor="white")
+        top.set(
+            yticks=[], xlim=(0, TOTAL), xlabel="nominal step: grey Warmup, blue Full, orange Predict, green Correct"
+        )
+        looks = style([BASELINE, arm])
+        for name in (BASELINE, arm):
+            line = frontier(runs, name)
+            bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
+        bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
+        bottom.legend()
+        measured = reach(runs, arm, n_resamples=200)
+        predicted = sum(steps for phase, _, steps in spans if phase is Phase.PREDICT)
+        text = (
+            f"{predicted} of {TOTAL} steps are predicted: at no cost and with no loss of progress at most "
+            f"{TOTAL / (TOTAL - predicted):.2f} times the speed.\n"
+            f"{arm} on {hardware}: {measured} times the speed of tuned AdamW at an equal final loss."
+        )
+        return Answer(text=text, figure=figure)
+
+    return Explorer("Which steps are skipped, and what was it worth?", controls, answer)
+
+
+def timeline(full: int, horizon: int, believed: bool) -> list[tuple[Phase, int, int]]:
+    """Return phase, first step and steps of every phase of a schedule whose every jump is believed, or none."""
+    config = HybridConfig(warmup_steps=TOTAL // 10, full_steps=full, predict_steps=horizon, max_gain=horizon / full)
+    machine, spans = PhaseMachine(config, TOTAL), []
+    while not machine.over:
+        phase, start = machine.phase, machine.nominal
+        while machine.left and not machine.over:
+            machine.count_real()
+        spans.append((phase, start, machine.nominal - start))
+        jump = machine.horizon(full) if believed and machine.may_predict and not machine.over else 0
+        if jump:
+            spans.append((Phase.PREDICT, machine.nominal, jump))
+            machine.predict(jump)
+        elif not machine.over:
+            machine.end_phase()
+    return spans

@@ -1,0 +1,65 @@
+"""Report 004: the exponent of a scaling law, and how far it depends on choices that nobody states."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+
+from labkit.explore.panel import Answer, Explorer, axes, published
+from labkit.figures import style
+from labkit.scaling.law import fit_law
+
+CONVENTIONS = {
+    "all parameters": "n_total",
+    "without embeddings": "n_non_embedding",
+    "active for a token": "n_active",
+}
+"""Ways to count parameters, by the column of the grid."""
+
+
+def law(hardware: str | None = None) -> Explorer:
+    """Explore the fit of loss against size.
+
+    Args:
+        hardware: profile whose published grid is fitted; the largest published one where not given.
+    """
+    hardware, file = published("scaling_grid", "grid.csv", hardware)
+    grid = pd.read_csv(file)
+    grid = grid[grid["lr_is_best"] & np.isfinite(grid["loss_nats"])]
+    controls = {
+        "mixer": widgets.Dropdown(options=sorted(set(grid["mixer"]))[::-1], description="architecture"),
+        "convention": widgets.Dropdown(options=list(CONVENTIONS), description="N counts"),
+        "floor": widgets.Checkbox(value=False, description="irreducible loss"),
+        "admitted": widgets.Checkbox(value=False, description="only models that passed every gate"),
+        "smallest": widgets.IntSlider(value=0, min=0, max=3, description="smallest models left out"),
+    }
+
+    def answer(mixer: str, convention: str, floor: bool, admitted: bool, smallest: int) -> Answer:
+        column = CONVENTIONS[convention]
+        rows = grid[(grid["mixer"] == mixer) & (grid["admitted"] | (not admitted))].sort_values(column)
+        rows = (
+            rows[rows[column] >= sorted(set(rows[column]))[min(smallest, rows[column].nunique() - 1)]]
+            if len(rows)
+            else rows
+        )
+        figure, panel = axes()
+        panel.plot(rows[column], rows["loss_nats"], **style([mixer])[mixer] | {"linestyle": "none"})
+        panel.set(xscale="log", xlabel=f"N: {convention}", ylabel="held-out loss, nats a token")
+        return Answer(text=_fitted(rows, column, floor, panel), figure=figure)
+
+    return Explorer("What is the exponent?", controls, answer)
+
+
+def _fitted(rows: pd.DataFrame, column: str, floor: bool, panel: object) -> str:
+    """Draw the law through the rows and say its exponent, or why there is none."""
+    try:
+        found = fit_law(rows[column], rows["loss_nats"], floor=floor, bootstrap=0)
+    except ValueError as error:
+        return f"{len(rows)} models, no law: {error}"
+    sizes = np.geomspace(rows[column].min(), rows[column].max(), 60)
+    panel.plot(sizes, found.E + found.A * sizes**-found.alpha, color="black")
+    floored = f"above an irreducible {found.E:.3g} nats" if floor else "without an irreducible loss"
+    return f"{len(rows)} models: loss falls as N to the power of -{found.alpha:.3g}, {floored}. " + " ".join(
+        found.notes
+    )
