@@ -7,7 +7,7 @@ seed and arm by arm, so that a slow minute of the machine meets all arms; pieces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,8 +69,15 @@ class Study:
 
     def contests(self) -> list[Contest]:
         """Return the comparisons there are."""
-        asked = (self.scratch, self.adapted, self.digits, self.settings, *self.by_batch.values())
-        return [contest for contest in asked if contest]
+        return [*self.text_contests(), *self.other_contests()]
+
+    def text_contests(self) -> list[Contest]:
+        """Return those that train from scratch on text, whose times are held against each other."""
+        return [self.scratch, *([self.settings] if self.settings else []), *self.by_batch.values()]
+
+    def other_contests(self) -> list[Contest]:
+        """Return those of other models."""
+        return [contest for contest in (self.adapted, self.digits) if contest]
 
 
 def run_study(params: PredictPhase) -> Study:
@@ -89,7 +96,7 @@ def run_study(params: PredictPhase) -> Study:
                 study.originals[spec.initialisation] = found
         for contest in study.contests():
             runner.tune(contest)
-            runner.together(contest, contest.compared_runs())
+        runner.together(run for own in (study.text_contests(), study.other_contests()) for run in by_seed(own))
         runner.noises()
         base = study.scratch.baseline_run()
         study.oracles = runner.oracles(base, ORACLE_SEEDS)
@@ -160,12 +167,12 @@ class _Runner:
         """Load a piece, or run it while the other workers wait."""
         return dict(self._each({spec: label}, work)).get(spec)
 
-    def together(self, contest: Contest, runs: Iterable[Run]) -> None:
+    def together(self, runs: Iterable[Run]) -> None:
         """Load runs, or train them in the pool in the order they are given."""
-        asked = list(dict.fromkeys(runs))
-        labels = {run: f"{contest.task}: {run.name}" for run in asked if run not in contest.results}
+        asked, results = list(runs), self._study.scratch.results
+        labels = {run: f"{run.task}: {run.name}" for run in asked if run not in results}
         self._progress.skip(len(asked) - len(labels), "shared")
-        contest.results.update(self._each(labels, train.train))
+        results.update(self._each(labels, train.train))
 
     def oracles(self, base: Run, n_seeds: int) -> dict[int, dict[str, Any]]:
         """Ask the oracle on the tuning seed and on those after it; return what it found, by seed."""
@@ -214,7 +221,7 @@ class _Runner:
             asked = [(arm, rate) for arm, rates in wanted.items() for rate in rates]
             self._progress.extend(len(asked) if extension else 0)
             runs = {pair: contest.tuning_run(*pair) for pair in asked}
-            self.together(contest, runs.values())
+            self.together(runs.values())
             for (arm, rate), run in runs.items():
                 losses[arm][rate] = contest.loss(run)
             wanted = {arm: further for arm, own in losses.items() if (further := next_rate(own))}
@@ -242,9 +249,16 @@ def original_specs(params: PredictPhase) -> list[OriginalSpec]:
     ]
 
 
+def by_seed(contests: Sequence[Contest]) -> list[Run]:
+    """Return the compared runs of several contests, seeds outermost: what is held together runs close together."""
+    runs = [run for contest in contests for run in contest.compared_runs()]
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: seeds.index(run.seed))
+
+
 def n_adapted_oracles(params: PredictPhase) -> int:
-    """Return the number of seeds on which the oracle is asked about the pretrained model."""
-    return min(ORACLE_SEEDS, len(params.finetune_seeds)) if params.finetune_steps else 0
+    """Return on how many seeds the oracle is asked about the pretrained model: none where too few are compared."""
+    return ORACLE_SEEDS if params.finetune_steps and len(params.finetune_seeds) >= ORACLE_SEEDS else 0
 
 
 def n_pieces(params: PredictPhase) -> int:

@@ -141,6 +141,24 @@ def test_runs_of_a_seed_follow_each_other_so_that_arms_share_the_machines_hours(
     assert [run.arm for run in runs[:3]] == cfg.arms
 
 
+def test_settings_and_batch_sizes_run_beside_the_comparison_of_their_seed(cfg):
+    own = study.make_study(cfg.model_copy(update={"seeds": [0, 1], "side_seeds": [0, 1]}))
+    for each in own.contests():
+        each.best_rate = dict.fromkeys(each.arms, 1e-3)
+    runs = study.by_seed(own.text_contests())
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert {run.arm for run in runs if run.seed == 0} > set(SETTINGS["memory"]) | set(study.BY_BATCH)
+    assert {run.task for run in runs} == {cfg.task}
+    assert {run.task for run in study.by_seed(own.other_contests())} == {"digits-cnn"}
+
+
+def test_the_oracle_is_asked_about_the_pretrained_model_where_enough_seeds_are_compared(cfg):
+    asked = cfg.model_copy(update={"finetune_steps": 8, "finetune_seeds": [0, 1, 2]})
+    assert study.n_adapted_oracles(asked) == study.ORACLE_SEEDS
+    assert study.n_adapted_oracles(asked.model_copy(update={"finetune_seeds": [0, 1]})) == 0
+    assert study.n_adapted_oracles(asked.model_copy(update={"finetune_steps": 0})) == 0
+
+
 def test_the_cost_counts_real_steps_and_names_its_rate(cfg):
     cost = plan_study(cfg.model_copy(update={"cnn_steps": 0, "settings": [], "noise_batch_sizes": []}))
     sweep, compared, oracle = 2 * 2 * 24, 3 * (12 + 24), 3 * 5 * 24
