@@ -5,6 +5,7 @@ Lengths of phases are shares of the schedule, so that an arm means the same at e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ WARMUP = 0.1
 
 SLOW = 1 / 16
 """Share of the tuned rate in the arms that show what prediction gains where the rate is far too low."""
+
+LINE_WINDOWS = 8
+"""Least windows of the line search along the last update, which asks for small differences many times."""
 
 _LAST_UPDATE = JUMP | {
     "predictor": "last-update",
@@ -55,6 +59,8 @@ class Arm:
     """Parts of a step's batch whose gradients are accumulated."""
     dtype: str = ""
     """Compute type of matrix products; empty for the run's."""
+    probe_windows: int = 0
+    """Least windows a jump is probed on; 0 for a share of the batch."""
 
 
 ARMS: dict[str, Arm] = {
@@ -70,7 +76,11 @@ ARMS: dict[str, Arm] = {
     "modal": Arm(hybrid=JUMP | {"predictor": "modal"}, words="gated jumps along slow modes"),
     "learned": Arm(hybrid=JUMP | {"predictor": "learned"}, words="gated jumps scaled by the online ensemble"),
     "coasting": Arm(hybrid=JUMP | {"predictor": "coasting", "predict_steps": 3}, words="momentum coasting"),
-    "last-update": Arm(hybrid=_LAST_UPDATE, words="Fast Forward: the last update again while the loss falls"),
+    "last-update": Arm(
+        hybrid=_LAST_UPDATE,
+        probe_windows=LINE_WINDOWS,
+        words="Fast Forward: the last update again while the loss falls",
+    ),
     "frozen": Arm(
         hybrid={"predictor": "frozen", "gate": "always", "damp_momentum": False} | REPORT,
         control=True,
@@ -106,7 +116,8 @@ def _trend(words: str, **values: Any) -> Arm:
 
 def _at_rate(factor: float, hybrid: Mapping[str, Any] | None = None) -> Arm:
     words = f"{ARMS['last-update'].words if hybrid else 'AdamW'}, {factor:g} times the tuned rate"
-    return Arm(hybrid=hybrid, tuned_as="adamw", rate_factor=factor, words=words)
+    windows = LINE_WINDOWS if hybrid else 0
+    return Arm(hybrid=hybrid, tuned_as="adamw", rate_factor=factor, probe_windows=windows, words=words)
 
 
 SETTINGS: dict[str, dict[str, Arm]] = {
@@ -144,10 +155,19 @@ for _family in SETTINGS.values():
     ARMS |= _family
 
 
-def hybrid_config(arm: Arm, total: int, seed: int) -> HybridConfig | None:
-    """Return an arm's configuration for a schedule of so many steps; warmups grow with the schedule."""
+def hybrid_config(arm: Arm, total: int, seed: int, probe_size: int) -> HybridConfig | None:
+    """Return an arm's configuration for a schedule of so many steps; warmups grow with the schedule.
+
+    Args:
+        arm: way to train.
+        total: nominal steps.
+        seed: of the run.
+        probe_size: windows of one probe batch.
+    """
     if arm.hybrid is None:
         return None
     values = {"seed": seed} | dict(arm.hybrid)
     values["warmup_steps"] = max(1, round(WARMUP * total))
+    if arm.probe_windows:
+        values["probe_batches"] = math.ceil(arm.probe_windows / probe_size)
     return HybridConfig(**values)

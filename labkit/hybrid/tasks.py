@@ -122,8 +122,7 @@ class Text:
     def probe_batch(self) -> Tensor:
         """Draw training windows that the order of batches knows nothing of, [B / PROBE_PART, T + 1]."""
         last = len(self._train) - self._run.context
-        n = max(1, self._run.batch_size // PROBE_PART)
-        return self._windows(self._train, self._probes.integers(0, last, n))
+        return self._windows(self._train, self._probes.integers(0, last, probe_size(self._run.batch_size)))
 
     def held_out(self) -> Tensor:
         """Return the windows that are scored, without overlap, [n, T + 1].
@@ -139,6 +138,11 @@ class Text:
 
     def _windows(self, stream: Tensor, starts: np.ndarray) -> Tensor:
         return stream[torch.as_tensor(starts, device=stream.device)[:, None] + self._offsets]
+
+
+def probe_size(batch_size: int) -> int:
+    """Return the windows of a probe batch."""
+    return max(1, batch_size // PROBE_PART)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from labkit.hybrid.digits import Digits, accuracy
 from labkit.hybrid.engine import Hybrid
 from labkit.hybrid.gate import Losses, untouched
 from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
-from labkit.hybrid.tasks import CNN, Run, Text, build, data_of, losses_of, score
+from labkit.hybrid.tasks import CNN, Run, Text, build, data_of, losses_of, probe_size, score
 from labkit.hybrid.vectors import copies
 
 TAIL = 0.05
@@ -80,7 +80,7 @@ def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
     arm = ARMS[run.arm]
     optimizer = make_optimizer(model, arm.optimizer, run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2)
     schedule = Schedule(optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction))
-    config, probe = hybrid_config(arm, run.steps, run.seed), Probe(run, model, data)
+    config, probe = hybrid_config(arm, run.steps, run.seed, probe_size(run.batch_size)), Probe(run, model, data)
     hybrid = config and Hybrid(model, optimizer, config, total_steps=run.steps, scheduler=schedule, probe=probe.draw)
     tail = TailAverage(model, run.steps) if arm.tail_average else None
     losses, started = [], time.perf_counter()

@@ -81,6 +81,12 @@ def test_a_run_that_diverges_keeps_its_place_with_the_loss_it_started_from():
     assert all(map(math.isfinite, found["curve"]))
 
 
+def test_a_line_search_is_probed_on_enough_windows_however_small_the_batch():
+    batches = {size: hybrid_config(ARMS["last-update"], 100, 0, size).probe_batches for size in (1, 3, 4, 8)}
+    assert batches == {1: 8, 3: 3, 4: 2, 8: 1}
+    assert hybrid_config(ARMS["block-trend"], 100, 0, 1).probe_batches == 2
+
+
 def test_gradients_in_parts_are_the_gradient_of_the_whole():
     plain, parts = (build(RUN) for _ in range(2))
     windows = next(Text(RUN).batches())[:7]
@@ -252,7 +258,7 @@ def test_the_schedule_rises_to_its_peak_and_ends_at_zero_however_it_is_stepped()
 
 def test_an_arm_means_the_same_at_every_budget():
     for name, own in ARMS.items():
-        short, long = (hybrid_config(own, total, seed=0) for total in (50, 500))
+        short, long = (hybrid_config(own, total, seed=0, probe_size=4) for total in (50, 500))
         if short is None:
             continue
         assert (short.warmup_steps, long.warmup_steps) == (5, 50), name
