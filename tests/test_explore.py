@@ -1,19 +1,27 @@
 """The explorers: every control changes the answer, the words say what the picture shows, nothing needs a kernel."""
 
+import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from labkit import claims, explore, paths
+from labkit.explore import offload_plan, shapes
 from labkit.explore.phase_timeline import TOTAL, timeline
 from labkit.explore.scaling_law import CONVENTIONS
 from labkit.hybrid.phases import Phase
+from labkit.offload.headers import open_checkpoint
+from labkit.offload.hollow import write_hollow_checkpoint
+from labkit.offload.planner import Rates, Request, choose
 from labkit.scaling.law import fit_law
+from labkit.units import GIB
 
 OTHERS = {
     "inertia": {"overhead_ms": 50.0, "gb_per_second": 5.0, "size_gb": 12.0},
+    "offload": {"model": "phi-2", "memory_gib": 8.0, "batch": 8, "seq_len": 256, "disk": 0.5, "tflops": 5.0},
     "phases": {"arm": "muon", "full": 30, "horizon": 15, "gate": "never"},
     "law": {"mixer": None, "convention": "without embeddings", "floor": True, "admitted": True, "smallest": 1},
     "ledger": {"report": "predict_phase", "verdict": "out of reach", "words": "speed", "row": 3},
@@ -23,13 +31,14 @@ PROFILE = {"inertia": "cpu-24gb"}
 """Profiles that published what an explorer shows, where it is not cpu."""
 
 
-@pytest.fixture(params=list(OTHERS))
-def name(request):
-    return request.param
+def panel_of(name):
+    own = getattr(explore, name)
+    return own() if name == "offload" else own(PROFILE.get(name, "cpu"))
 
 
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_control_is_named_and_changes_the_answer(name):
-    panel = getattr(explore, name)(PROFILE.get(name, "cpu"))
+    panel = panel_of(name)
     assert list(panel.controls) == list(OTHERS[name])
     for key, value in OTHERS[name].items():
         control, before = panel.controls[key], panel.shown
@@ -38,8 +47,9 @@ def test_every_control_is_named_and_changes_the_answer(name):
         assert panel.shown != before, key
 
 
+@pytest.mark.parametrize("name", OTHERS)
 def test_the_words_stand_for_the_picture_and_a_terminal_has_them(name):
-    panel = getattr(explore, name)(PROFILE.get(name, "cpu"))
+    panel = panel_of(name)
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/plain"] == str(panel) == f"{panel.title}\n{panel.answer.text}"
@@ -50,6 +60,7 @@ def test_the_words_stand_for_the_picture_and_a_terminal_has_them(name):
     assert pictures or "<table" in panel.shown
 
 
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - {"offload"}))
 def test_what_is_not_published_is_said_with_the_command_that_publishes_it(name):
     with pytest.raises(FileNotFoundError, match=r"labkit run \w+ --hw jetson-thor"):
         getattr(explore, name)("jetson-thor")
@@ -64,6 +75,32 @@ def test_the_law_is_the_notebooks_law():
         panel.controls["convention"].value = label
         found = fit_law(rows[column], rows["loss_nats"], floor=False, bootstrap=0)
         assert f"power of -{found.alpha:.3g}," in panel.answer.text
+
+
+def test_the_recorded_shape_of_a_model_is_what_counting_finds():
+    found = shapes.count("smollm2-135m")
+    assert json.loads(shapes.RECORD.read_text())["smollm2-135m"] == json.loads(json.dumps(found))
+
+
+def test_the_plan_is_the_engines_and_a_budget_too_small_is_said():
+    panel = explore.offload()
+    shape, footprint = shapes.recorded("phi-4", 64)
+    rates = Rates(bytes_per_second=2e9, flops_per_second=2e11)
+    request = Request(
+        shape=shape, footprint=footprint, batch_size=32, seq_len=64, base_bytes=offload_plan.BASE_BYTES, rates=rates
+    )
+    assert choose(request, 4 * GIB).describe() in panel.answer.text
+    panel.controls["memory_gib"].value = 0.6
+    assert "need at least" in panel.answer.text
+
+
+def test_a_hollow_checkpoint_is_as_long_as_the_real_one_and_takes_no_room(tmp_path):
+    n_bytes = write_hollow_checkpoint(tmp_path, "phi-4")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.n_bytes == n_bytes == 2 * 14_659_507_200
+    assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 1_000_000
+    with pytest.raises(ValueError, match="no type of a checkpoint"):
+        write_hollow_checkpoint(tmp_path, "phi-4", dtype=torch.int8)
 
 
 def test_too_few_models_are_no_law():

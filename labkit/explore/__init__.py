@@ -13,6 +13,7 @@ from labkit.lazy import exports
 _HOMES = {
     "Explorer": "panel",
     "inertia": "inertia_law",
+    "offload": "offload_plan",
     "phases": "phase_timeline",
     "law": "scaling_law",
     "ledger": "claim_table",
