@@ -18,7 +18,17 @@ from labkit.hybrid.protocol import BASELINE, Judgement
 
 Drawing = tuple[Figure, pd.DataFrame]
 
-SHOWN = ("adamw", "block-trend", "ema-nesterov", "last-update", "frozen", "random", "muon", "muon-block-trend")
+SHOWN = (
+    "adamw",
+    "adamw-x2",
+    "block-trend",
+    "ema-nesterov",
+    "last-update",
+    "frozen",
+    "random",
+    "muon",
+    "muon-block-trend",
+)
 """Arms drawn as lines; more could not be told apart. All are in the table and in runs.csv."""
 _GREY = "#777777"
 
