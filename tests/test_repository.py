@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 
 from labkit import audit, claims, paths
+from labkit.hybrid import protocol
 
 ROOT = paths.root()
 
@@ -139,6 +140,19 @@ def test_what_the_readme_says_of_prediction_is_what_was_published():
     assert f"Muon, runs at {arms.loc['muon', 'speed at equal loss']}," in readme
     said = arms["may be said"]
     assert not said.str.contains("faster").any(), "three seeds are too few, as the README says"
+    longer = staged_table("figures/cpu-24gb/predict_phase/judgements.csv").set_index("arm")
+    speeds = longer["speed at equal loss"]
+    assert f"Muon is {speeds['muon']} times as fast, with jumps {speeds['muon-block-trend']}, jumps alone" in readme
+    assert f"jumps alone {speeds['block-trend']}." in readme
+    faster = longer["may be said"].str.contains("faster")
+    assert set(faster[faster].index) == {"muon", "muon-block-trend"}
+    assert not longer["may be said"].str.contains("due to prediction").any()
+    tuned = protocol.judge(staged_table("figures/cpu-24gb/predict_phase/finetune_runs.csv"))
+    repeated = next(own for own in tuned if own.arm == "last-update")
+    assert f"repeating the last update runs at {repeated.reach}." in readme
+    own = json.loads(staged("figures/cpu-24gb/predict_phase/results.json"))["results"]
+    ratio, equal = (own[key]["value"] for key in ("time_ratio/original", "equal_loss_speed/original"))
+    assert f"takes {ratio:.2f} times less time for as many steps and runs at {equal:.2f} times the speed" in readme
     runs = staged_table("figures/cpu/predict_phase/runs.csv")
     assert runs["seed"].nunique() == 3
     assert runs.loc[runs["arm"] == "block-trend", "jumps"].sum() == 0, "the gate believes no jump, as the README says"

@@ -34,6 +34,9 @@ def offload() -> Explorer:
     def answer(model: str, memory_gib: float, batch: int, seq_len: int, disk: float, tflops: float) -> Answer:
         rates = Rates(bytes_per_second=1e9 * disk, flops_per_second=1e12 * tflops)
         plans = {n: found for n in BATCHES if (found := _plan(model, memory_gib, n, seq_len, rates))}
+        words = _words(plans, model, memory_gib, batch, seq_len, rates)
+        if not plans:
+            return Answer(text=words)
         figure, panel = axes()
         for name, looks in (("io_seconds", "--"), ("compute_seconds", ":"), ("seconds", "-")):
             panel.plot(list(plans), [getattr(plan, name) / n for n, plan in plans.items()], looks, label=name)
@@ -41,7 +44,7 @@ def offload() -> Explorer:
         panel.set(xscale="log", yscale="log", xlabel="samples a step", ylabel="seconds a sample")
         panel.set_xticks(BATCHES, [str(n) for n in BATCHES])
         panel.legend(["reading alone", "computing alone", "the step"])
-        return Answer(text=_words(plans, model, memory_gib, batch, seq_len, rates), figure=figure)
+        return Answer(text=words, figure=figure)
 
     return Explorer("What does a streamed step take?", controls, answer)
 
