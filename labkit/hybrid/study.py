@@ -113,7 +113,17 @@ def make_study(params: PredictPhase) -> Study:
     sizes = ("task", "vocab_size", "context", "batch_size", "held_out_windows")
     names = (*sizes, "steps", "budgets", "arms", "learning_rates", "seeds")
     shared = {name: getattr(params, name) for name in names} | {"results": results}
-    adapted = {name: getattr(params, f"finetune_{name}") for name in names if name != "vocab_size"}
+    adapted = {
+        "task": params.finetune_task,
+        "context": params.finetune_context,
+        "batch_size": params.finetune_batch_size,
+        "held_out_windows": params.finetune_held_out_windows,
+        "steps": params.finetune_steps,
+        "budgets": params.finetune_budgets,
+        "arms": params.finetune_arms,
+        "learning_rates": params.finetune_learning_rates,
+        "seeds": params.finetune_seeds,
+    }
     digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size, "arms": params.cnn_arms}
     side = shared | {"seeds": params.side_seeds}
     varied = ["adamw", *(arm for family in params.settings for arm in SETTINGS[family])]
