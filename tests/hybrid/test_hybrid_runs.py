@@ -104,13 +104,13 @@ def test_an_arm_may_ask_for_its_own_compute_type():
 
 def test_the_noise_scale_is_found_where_it_is_known():
     generator = torch.Generator().manual_seed(0)
-    mean, batch, n = torch.full((400,), 0.1), 8, 64
+    mean, batch, n = torch.full((400,), 0.1), 8, 4
     found = []
-    for _ in range(50):
+    for _ in range(800):
         own = mean + torch.randn(n, batch, 400, generator=generator).mean(1)
         found.append(signal_and_noise(float(own.square().sum(1).mean()), float(own.mean(0).square().sum()), batch, n))
     signal, noise = np.mean(found, 0)
-    assert signal == pytest.approx(4.0, rel=0.02)
+    assert signal == pytest.approx(4.0, rel=0.05)
     assert noise == pytest.approx(400.0, rel=0.02)
 
 
