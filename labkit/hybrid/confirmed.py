@@ -22,13 +22,13 @@ class Confirmed:
     hardware: str
     """Profile."""
     commit: str
-    """State of the code that ran them."""
+    """State of the code that published them."""
     runs: dict[str, pd.DataFrame] = field(repr=False)
     """One row a run, by what was trained."""
 
     def __str__(self) -> str:
         said = ", ".join(f"{len(own)} {name} over {own['seed'].nunique()} seeds" for name, own in self.runs.items())
-        return f"confirmatory run on {self.hardware}, commit {self.commit[:7]}: {said}"
+        return f"confirmatory run on {self.hardware}, published at {self.commit[:7]}: {said}"
 
 
 def confirmed_runs(folder: Path | None = None) -> Confirmed | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures import style
@@ -33,11 +34,12 @@ SHOWN = (
 _GREY = "#777777"
 
 
-def loss_against_time(points: pd.DataFrame) -> Drawing:
+def loss_against_time(points: pd.DataFrame, per: str = "token") -> Drawing:
     """Plot the final loss of completed schedules against their training time, with standard errors over seeds.
 
     Args:
         points: rows with arm, steps, seconds, loss, seconds_sem, loss_sem.
+        per: what the loss is a mean over.
     """
     drawn = points[points["arm"].isin(SHOWN)]
     fig, axes = plt.subplots(figsize=(8.0, 5.2))
@@ -49,11 +51,21 @@ def loss_against_time(points: pd.DataFrame) -> Drawing:
     base = drawn[drawn["arm"] == BASELINE]
     if len(base):
         axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":", label="AdamW's final loss")
-    axes.set(
-        xscale="log", xlabel="seconds of training, probes included", ylabel="held-out loss at the end, nats per token"
-    )
+    axes.set(xlabel="seconds of training, probes included", ylabel=f"held-out loss at the end, nats per {per}")
+    _scale_by_ratio(axes, drawn["seconds"])
     fig.legend(loc="outside lower center", ncols=4)
     return fig, drawn
+
+
+def _scale_by_ratio(axes: Axes, values: pd.Series) -> None:
+    """Draw x on a logarithmic scale with plain numbers at its ticks; values too close for that stay on a linear one."""
+    low, high = float(values.min()), float(values.max())
+    ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 3, 5) if low / 1.2 <= m * 10.0**k <= high * 1.2]
+    if len(ticks) < 2:
+        return
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
@@ -172,7 +184,7 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
         rows: what `sweeps.noise_table` returns.
     """
     fig, axes = plt.subplots(figsize=(7.2, 4.0))
-    names = list(dict.fromkeys(rows["arm"])) if len(rows) else []
+    names = list(dict.fromkeys(rows["arm"]))
     looks = style(names)
     for arm in names:
         part = rows[rows["arm"] == arm].sort_values("batch over noise scale")
@@ -180,9 +192,8 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
         axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **looks[arm])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="windows of a step over the gradient's noise scale", ylabel="times the speed of tuned AdamW")
-    if names:
-        axes.set(xscale="log")
-        fig.legend(loc="outside lower center", ncols=len(names))
+    _scale_by_ratio(axes, rows["batch over noise scale"])
+    fig.legend(loc="outside lower center", ncols=len(names))
     return fig, rows
 
 

@@ -7,16 +7,14 @@ since its last checkpoint). Pieces run one after the other: each may use all thr
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from labkit import device, models, paths
+from labkit import device, memory, models, paths
 from labkit.inertia import arms, cost, dpo, fidelity, ladder, loading, matrix, quantize
 from labkit.inertia.dpo import DpoArm
 from labkit.inertia.fidelity import FidelitySpec
@@ -156,16 +154,8 @@ class _Runner:
         except (RuntimeError, MemoryError, FloatingPointError, models.TooLarge) as error:
             self._study.failures[label] = f"{type(error).__name__}: {error}"
         finally:
-            _release_memory()
+            memory.release()  # kernels of `labkit run` tell glibc to keep it, and a large shape needs the pages
         self._progress.advance(1, label)
-
-
-def _release_memory() -> None:
-    """Hand freed memory back: kernels of `labkit run` tell glibc to keep it, and a large shape needs the pages."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def rungs(params: SizeInertia) -> list[ladder.Rung]:

@@ -128,7 +128,7 @@ def test_the_confirmatory_run_is_read_from_what_was_published(both, tmp_path):
     runs.iloc[:0].to_csv(tmp_path / "finetune_runs.csv", index=False)
     (tmp_path / "run.json").write_text('{"provenance": {"git": {"commit": "0123456789"}}}')
     found = confirmed.confirmed_runs(tmp_path)
-    assert str(found) == "confirmatory run on cpu-24gb, commit 0123456: 6 from scratch over 1 seeds"
+    assert str(found) == "confirmatory run on cpu-24gb, published at 0123456: 6 from scratch over 1 seeds"
     read, own = (protocol.judge(table, n_resamples=50) for table in (found.runs["from scratch"], runs))
     assert read == own
 
