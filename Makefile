@@ -7,6 +7,12 @@ READY   := $(VENV)/ready
 PYTHON  ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 REPORTS := $(patsubst %.ipynb,%,$(shell cd notebooks && ls | grep -E '^[0-9]{2}_.*\.ipynb$$' | sed -E 's/^[0-9]{2}_//'))
 WINGS   := $(filter-out claims,$(REPORTS))
+BOARD   := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/aim
+TRACK   ?=
+LAB     ?=
+# What labkit.kernels says that a kernel should find.
+KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
+           PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
 PROFILES := $(sort $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))
 SOURCES := labkit tests benchmarks notebooks
@@ -19,7 +25,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup figures $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab lint format status report clean distclean
+.PHONY: help setup figures $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
 
 help:  ## list the targets
 	@echo "make TARGET [HW=profile]   (profiles: $(PROFILES))"
@@ -33,7 +39,8 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "labkit needs Python 3.11 or newer; found: $(PYTHON). Set PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "installing the locked versions into $(VENV) (about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab,track]'
+	install -D -m 644 notebooks/jupyterlab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/HW
@@ -43,7 +50,7 @@ figures: $(WINGS) claims  ## run every notebook that is not up to date and publi
 define REPORT_RULES
 $(sort $(1) $(subst _,-,$(1))): $(OUT)/$(1)/done
 $(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
-	$(BIN)/labkit run $(1) --hw $(HW)
+	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))
 endef
 $(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard notebooks/*_$(r).ipynb)))))
 $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
@@ -55,8 +62,12 @@ test: $(READY)  ## everything that must hold, notebooks included
 nbval: $(READY)  ## only the notebooks, at their own defaults
 	$(BIN)/python -m pytest tests/notebooks
 
-lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: $(READY)  ## open JupyterLab on the ledger; LAB=--no-browser and the like are passed on
+	$(KERNEL) $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_claims.ipynb $(LAB)
+
+aim: $(READY)  ## serve the board of tracked runs on 127.0.0.1:53800
+	mkdir -p $(BOARD)
+	$(BIN)/aim up --yes --host 127.0.0.1 --port 53800 --workers 1 --repo $(BOARD)
 
 lint: $(READY)  ## check style without changing anything
 	$(BIN)/ruff check $(SOURCES)

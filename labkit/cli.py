@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -25,21 +26,35 @@ def _known_profile(name: str) -> str:
     return name
 
 
-Report = Annotated[str, typer.Argument(help="A report: size_inertia, chunked_offload, scaling_grid, claims.")]
+Report = Annotated[
+    str, typer.Argument(help="A report: size_inertia, chunked_offload, predict_phase, scaling_grid, claims.")
+]
 Hardware = Annotated[
     str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.", callback=_known_profile)
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("-p", "--param", help="key=value for this run only; the value is YAML 1.2.")
 ]
+Track = Annotated[
+    str | None, typer.Option("--track", help="Follow the run: aim, tensorboard, or none to switch the profile's off.")
+]
 
 
 @app.command()
-def run(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
+def run(report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Track = None) -> None:
     """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
     from labkit import run as runner
 
-    runner.run(report, hw, _overrides(param), say=console.print)
+    try:
+        runner.run(report, hw, _overrides(param), say=console.print, track=track)
+    except KeyboardInterrupt:
+        # asyncio would print the traceback of the interrupted cell below the one line that matters.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.stderr.write(
+            f"labkit: interrupted; published figures are as they were and finished pieces are kept: run "
+            f"`labkit run {report} --hw {hw}` again to go on\n"
+        )
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -113,11 +128,14 @@ def audit(
 
 @app.command()
 def status(hw: Hardware = "cpu") -> None:
-    """Say which reports `make figures` would run again on a profile, and why."""
+    """Say what is running on a profile and how far it is, which reports `make figures` would run again, and why."""
     from labkit.freshness import status as why_stale
+    from labkit.watch import at_work
 
     for report, reasons in why_stale(hw).items():
         console.print(f"{report}: " + ("; ".join(reasons) if reasons else "up to date"))
+        if told := at_work(hw, report):
+            console.print(f"  {told}")
 
 
 @app.command()

@@ -20,6 +20,10 @@ from labkit import paths, yaml12
 from labkit.reports import REPORTS
 from labkit.schema import Layer, Params, Scale
 
+TRACKERS = ("aim", "tensorboard")
+"""Trackers that a run can be followed by; the names are those of transformers' `report_to`."""
+NO_TRACKER = "none"
+
 
 def resolve(report: str, hardware: str, overrides: Mapping[str, Any] | None = None) -> Params:
     """Merge science, hardware and overrides into one validated set of parameters.
@@ -92,6 +96,20 @@ def declared_outputs(report: str) -> list[str]:
     return [name + end for name in names for end in ([""] if Path(name).suffix else [".png", ".svg", ".csv"])]
 
 
+def track_of(hardware: str) -> str | None:
+    """Return the tracker that follows every run on a profile, or None.
+
+    Raises:
+        ValueError: unknown profile or tracker.
+    """
+    _check_name(hardware, paths.profiles(), "hardware profile")
+    path = paths.profile_file(hardware)
+    named = _mapping(yaml12.read(path), path).get("track")
+    if named is not None and named not in (*TRACKERS, NO_TRACKER):
+        raise ValueError(f"{path}: track: {named!r} is no tracker; valid: {', '.join((*TRACKERS, NO_TRACKER))}")
+    return None if named == NO_TRACKER else named
+
+
 def _science(report: str) -> dict[str, Any]:
     path = paths.science_file(report)
     document = _mapping(yaml12.read(path), path)
@@ -109,7 +127,7 @@ def _profile(hardware: str, report: str) -> tuple[dict[str, Any], dict[str, Any]
     """Return a profile's machine values and its scope for one report."""
     path = paths.profile_file(hardware)
     document = _mapping(yaml12.read(path), path)
-    _check_keys(document, ("machine", "scope"), path)
+    _check_keys(document, ("machine", "scope", "track"), path)
     machine = _mapping(document.get("machine") or {}, path)
     _check_keys(machine, [name for name in Params.model_fields if name != "hardware"], path)
     by_report = _mapping(document.get("scope") or {}, path)

@@ -1,10 +1,10 @@
 """Progress of long work, shown where somebody is looking.
 
-In a terminal it is a bar; anywhere else (a log, papermill, CI) it is a plain line every few seconds, because a bar that
-redraws itself floods a log. A heartbeat file tells a parent process the same.
+In JupyterLab it is a widget, in a terminal a bar, anywhere else (a log, papermill, CI) a plain line every few seconds
+(`labkit.faces`). A heartbeat file tells other processes the same: `labkit run` and `labkit status` read it.
 
     LABKIT_HEARTBEAT   file that every Progress of this process writes, unless it is given one
-    LABKIT_HEADLESS=1  plain lines, also in a terminal
+    LABKIT_HEADLESS=1  plain lines, also in a terminal or a notebook
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
+import psutil
 
+from labkit import faces, paths
 from labkit.files import write_atomically
-from labkit.units import format_seconds
+from labkit.units import format_bytes, format_seconds
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -47,12 +47,8 @@ class Heartbeat:
     """When this was written, in seconds since 1970."""
     pid: int
     """The process at work, so that a reader can tell a slow one from a dead one."""
-
-
-class _Display(Protocol):
-    def start(self, beat: Heartbeat) -> None: ...
-    def update(self, beat: Heartbeat) -> None: ...
-    def stop(self, beat: Heartbeat) -> None: ...
+    memory_bytes: int
+    """Resident memory of that process and its children."""
 
 
 class Progress:
@@ -68,6 +64,7 @@ class Progress:
         label: str,
         *,
         heartbeat: Path | None = None,
+        resumable: bool = False,
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +75,7 @@ class Progress:
             total: number of items.
             label: what is being done.
             heartbeat: file to keep up to date, by default the one that LABKIT_HEARTBEAT names.
+            resumable: whether finished items are kept, so that who interrupts the work is told how to go on.
             every_seconds: least time between two plain lines.
             stream: where to show it, by default stderr.
             clock: seconds from any fixed start.
@@ -89,15 +87,19 @@ class Progress:
             raise ValueError(f"{label}: total is {total} and every_seconds {every_seconds}; both are at least 0")
         named = os.environ.get("LABKIT_HEARTBEAT")
         self._heartbeat = heartbeat or (Path(named) if named else None)
-        self._display = _choose_display(stream or sys.stderr, every_seconds, clock)
-        self._label, self._total, self._clock = label, total, clock
+        self._face = faces.choose(stream or sys.stderr, every_seconds, clock)
+        self._label, self._total, self._clock, self._resumable = label, total, clock, resumable
         self._done = self._worked = 0
         self._message = ""
-        self._work_started = self._written = clock()
+        self._begun = self._work_started = self._written = self._weighed = clock()
+        self._memory_bytes = resident_bytes()
+        self._writing = threading.Lock()
+        self._waiting: Heartbeat | None = None
 
     def __enter__(self) -> Self:
-        self._work_started = self._clock()
-        self._display.start(self._write(self._beat()))
+        self._begun = self._work_started = self._clock()
+        beat = self._write(self._beat())
+        self._face.start(beat.done, beat.total, describe(beat))
         return self
 
     def __exit__(
@@ -105,9 +107,9 @@ class Progress:
     ) -> None:
         beat = self._beat()
         if kind is not None:
-            first_line = str(error).partition("\n")[0]
-            beat = replace(beat, eta_seconds=None, message=f"stopped by {kind.__name__}: {first_line}")
-        self._display.stop(self._write(beat))
+            beat = replace(beat, eta_seconds=None, message=_why_stopped(kind, error, self._resumable))
+        beat = self._write(beat)
+        self._face.stop(beat.done, beat.total, f"{describe(beat)}, after {format_seconds(self._clock() - self._begun)}")
 
     def advance(self, n: int = 1, message: str = "") -> None:
         """Count n items as worked on, with a remark to show beside them."""
@@ -120,6 +122,10 @@ class Progress:
             # Looking through a cache comes before the work, and its time would pass for slow work.
             self._work_started = self._clock()
         self._count(n, message)
+
+    def note(self, message: str) -> None:
+        """Show a remark on the item under way, such as its loss, and count nothing."""
+        self._count(0, message)
 
     def extend(self, n: int) -> None:
         """Add n items that the work turned out to need."""
@@ -138,9 +144,13 @@ class Progress:
         beat = self._beat()
         if self._clock() - self._written >= HEARTBEAT_SECONDS:
             self._write(beat)
-        self._display.update(beat)
+        else:
+            self._write_later(beat)
+        self._face.update(beat.done, beat.total, describe(beat))
 
     def _beat(self) -> Heartbeat:
+        if self._clock() - self._weighed >= HEARTBEAT_SECONDS:
+            self._weighed, self._memory_bytes = self._clock(), resident_bytes()
         return Heartbeat(
             label=self._label,
             done=self._done,
@@ -149,13 +159,30 @@ class Progress:
             message=self._message,
             time=time.time(),
             pid=os.getpid(),
+            memory_bytes=self._memory_bytes,
         )
 
     def _write(self, beat: Heartbeat) -> Heartbeat:
-        self._written = self._clock()
-        if self._heartbeat is not None:
-            write_atomically(self._heartbeat, json.dumps(asdict(beat)).encode())
+        """Write a heartbeat now, and no older one later."""
+        with self._writing:
+            self._written, self._waiting = self._clock(), None
+            if self._heartbeat is not None:
+                write_atomically(self._heartbeat, json.dumps(asdict(beat)).encode())
         return beat
+
+    def _write_later(self, beat: Heartbeat) -> None:
+        """Keep a heartbeat that came too soon after the last one: a long item may follow it."""
+        if self._waiting is None and self._heartbeat is not None:
+            timer = threading.Timer(HEARTBEAT_SECONDS, self._write_waiting)
+            timer.daemon = True
+            timer.start()
+        self._waiting = beat
+
+    def _write_waiting(self) -> None:
+        with self._writing:
+            beat, self._waiting = self._waiting, None
+            if beat is not None:
+                write_atomically(self._heartbeat, json.dumps(asdict(beat)).encode())
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
@@ -173,60 +200,46 @@ def read_heartbeat(path: Path) -> Heartbeat | None:
 
 
 def describe(beat: Heartbeat) -> str:
-    """Write a heartbeat as one line: "grid: 3/16 (19 %), about 4 min 05 s left, d64_l4"."""
+    """Write a heartbeat as one line: "grid: 3/16 (19%), about 4 min 05 s left, 1.2 GiB, d64_l4"."""
     share = f"{beat.label}: {beat.done}/{beat.total}" + (f" ({beat.done / beat.total:.0%})" if beat.total else "")
-    return ", ".join(part for part in (share, _time_left(beat), beat.message) if part)
+    return ", ".join(part for part in (share, _time_left(beat), format_bytes(beat.memory_bytes), beat.message) if part)
+
+
+def of_study(total: int, label: str, hardware: str, report: str) -> Progress:
+    """Return the progress of a report's pieces, which are kept as they finish; `labkit status` reads its heartbeat."""
+    heartbeat = paths.runs(hardware, report) / "heartbeat.json"
+    return Progress(total, label, heartbeat=heartbeat, resumable=True)
+
+
+def is_alive(beat: Heartbeat) -> bool:
+    """Say whether the process that wrote a heartbeat is still there; a later one with its number does not count."""
+    try:
+        return psutil.Process(beat.pid).create_time() <= beat.time
+    except psutil.Error:
+        return False
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process and its children; what they share is counted in each."""
+    own = psutil.Process()
+    return sum(_resident(process) for process in (own, *own.children(recursive=True)))
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0  # it has ended meanwhile
+
+
+def _why_stopped(kind: type[BaseException], error: BaseException | None, resumable: bool) -> str:
+    if issubclass(kind, KeyboardInterrupt):
+        return "interrupted" + ("; what is finished is kept, run it again to go on" if resumable else "")
+    first_line = str(error).partition("\n")[0]
+    return f"stopped by {kind.__name__}: {first_line}"
 
 
 def _time_left(beat: Heartbeat) -> str:
     if beat.eta_seconds is None or beat.done >= beat.total:
         return ""
     return f"about {format_seconds(beat.eta_seconds)} left"
-
-
-def _choose_display(stream: TextIO, every_seconds: float, clock: Callable[[], float]) -> _Display:
-    if stream.isatty() and os.environ.get("LABKIT_HEADLESS") != "1":
-        return _Bar(stream)
-    return _Lines(stream, every_seconds, clock)
-
-
-class _Lines:
-    """Plain lines: the first, the last, and between them at most one per period."""
-
-    def __init__(self, stream: TextIO, every_seconds: float, clock: Callable[[], float]) -> None:
-        self._stream, self._every_seconds, self._clock = stream, every_seconds, clock
-        self._started = self._printed = clock()
-
-    def start(self, beat: Heartbeat) -> None:
-        self._started = self._clock()
-        self._print(describe(beat))
-
-    def update(self, beat: Heartbeat) -> None:
-        if self._clock() - self._printed >= self._every_seconds:
-            self._print(describe(beat))
-
-    def stop(self, beat: Heartbeat) -> None:
-        self._print(f"{describe(beat)}, after {format_seconds(self._clock() - self._started)}")
-
-    def _print(self, line: str) -> None:
-        self._printed = self._clock()
-        print(line, file=self._stream, flush=True)
-
-
-class _Bar:
-    """A bar that redraws itself in a terminal."""
-
-    def __init__(self, stream: TextIO) -> None:
-        text = TextColumn("{task.description}", markup=False)
-        self._bar = RichProgress(BarColumn(), text, console=Console(file=stream))
-
-    def start(self, beat: Heartbeat) -> None:
-        self._bar.start()
-        self._row = self._bar.add_task(describe(beat), total=beat.total, completed=beat.done)
-
-    def update(self, beat: Heartbeat) -> None:
-        self._bar.update(self._row, completed=beat.done, total=beat.total, description=describe(beat))
-
-    def stop(self, beat: Heartbeat) -> None:
-        self.update(beat)
-        self._bar.stop()

@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,25 +21,29 @@ from typing import Any
 
 import filelock
 
-from labkit import params, paths, record, units
+from labkit import kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
 from labkit.files import DiskFull, disk_errors, write_atomically
 from labkit.freshness import input_hashes, mark_done, status
 from labkit.plan import describe, plan
-from labkit.progress import describe as describe_beat
-from labkit.progress import read_heartbeat
 from labkit.schema import Params
+from labkit.track import choose, follow
+from labkit.watch import cells, in_terminal, watch
 
 __all__ = ["describe", "doctor", "exclusive", "plan", "run", "status"]
 
-_HEARTBEAT_SECONDS = 10.0
 _BAD_INPUT = {"DiskFull", "MissingData", "MissingDevice", "MissingWeights", "TooLarge"}
 # A kernel warns about its transport and calls the interrupt of every normal shutdown an error.
 _QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
 
 def run(
-    report: str, hardware: str, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+    report: str,
+    hardware: str,
+    overrides: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    track: str | None = None,
 ) -> Path:
     """Execute a report's notebook on a profile and publish its outputs.
 
@@ -49,6 +52,7 @@ def run(
         hardware: which profile.
         overrides: values for this run only; the run is then marked `custom` and `make` does not count it as done.
         say: receives the lines meant for people.
+        track: tracker that follows the run, "none" for no tracker; by default the profile's.
 
     Returns:
         the published folder.
@@ -59,11 +63,12 @@ def run(
         record.RunFailed: the notebook raised, its kernel died or it did not write a declared output; the last good
             figures are untouched.
     """
-    resolved = params.resolve(report, hardware, overrides)
+    resolved, tracker = params.resolve(report, hardware, overrides), choose(track, hardware)
     cost = plan(resolved)
     say(describe(resolved, cost))
     _refuse(doctor(resolved, cost))
-    with exclusive(report, hardware), _staging(report, hardware) as staging:
+    following = follow(tracker, report, hardware, say)
+    with exclusive(report, hardware), following as board, _staging(report, hardware) as staging:
         started, inputs = time.time(), input_hashes(report, hardware)
         executed = _execute(resolved, staging, say)
         _check_outputs(resolved, staging, executed)
@@ -71,6 +76,7 @@ def run(
         published = _publish(staging, paths.figures(hardware, report))
         os.replace(executed, executed.with_name("executed.ipynb"))
         mark_done(report, hardware, inputs, custom=bool(overrides))
+        board.figures(published)
     for piece in _failed_pieces(published):
         say(f"NOT MEASURED  {piece}")
     say(f"published {published} in {units.format_seconds(time.time() - started)}")
@@ -162,7 +168,7 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Pat
     executed, heartbeat = work / "running.ipynb", work / "heartbeat.json"
     executed.unlink(missing_ok=True)
     heartbeat.unlink(missing_ok=True)
-    environment = {
+    environment = kernels.ENVIRONMENT | {
         # The kernel runs in another folder, where a relative path would mean another place.
         "LABKIT_ROOT": str(paths.root()),
         "LABKIT_OUTPUT": str(paths.output_root()),
@@ -171,29 +177,23 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Pat
         "LABKIT_HEARTBEAT": str(heartbeat),
         "LABKIT_HEADLESS": "1",
         "MPLBACKEND": "agg",
-        "TOKENIZERS_PARALLELISM": "false",
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        # glibc hands freed pages back at every step and faults them in again; keeping them saves a fifth of a step.
-        "MALLOC_TRIM_THRESHOLD_": "2000000000",
-        "MALLOC_MMAP_THRESHOLD_": "1000000000",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     try:
-        with _environment(environment), _relay(heartbeat, say), disk_errors(executed):
+        with _environment(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
             papermill.execute_notebook(
                 paths.notebook(report),
                 executed,
                 parameters=resolved.model_dump(),
                 kernel_name="python3",
                 cwd=str(paths.root() / "notebooks"),
-                progress_bar={"desc": report, "unit": "cell", "file": sys.stderr},
+                progress_bar=not in_terminal() and {"desc": report, "unit": "cell", "file": sys.stderr},
                 extra_arguments=_QUIET_KERNEL,
             )
     except papermill.PapermillExecutionError as error:
         kept = _keep_failed(executed, resolved)
         raise _explain(f"cell [{error.exec_count}] of {report}", error.ename, error.evalue, kept) from None
     except DeadKernelError:
-        cell = _cells_started(executed)
+        cell, _ = cells(executed)
         kept = _keep_failed(executed, resolved)
         raise record.RunFailed(
             f"the kernel died in cell [{cell}] of {report}, as it does when memory runs out\nsee {kept}"
@@ -209,11 +209,6 @@ def _explain(where: str, kind: str, text: str, kept: Path) -> Exception:
     if kind in _BAD_INPUT:
         return ValueError(f"{where}: {text}\nsee {kept}")
     return record.RunFailed(f"{where} raised {kind}: {text}\nsee {kept}")
-
-
-def _cells_started(executed: Path) -> int:
-    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    return sum(cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells)
 
 
 def _keep_failed(executed: Path, resolved: Params) -> Path:
@@ -236,28 +231,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _relay(heartbeat: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Show the progress of long work inside the kernel, which writes a heartbeat."""
-    over = threading.Event()
-
-    def watch() -> None:
-        last = None
-        while not over.wait(_HEARTBEAT_SECONDS):
-            beat = read_heartbeat(heartbeat)
-            if beat is not None and beat.done != last:
-                last = beat.done
-                say(f"  {describe_beat(beat)}")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:

@@ -37,3 +37,9 @@ def output_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     folder = tmp_path_factory.mktemp("output")
     monkeypatch.setenv("LABKIT_OUTPUT", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ci_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs of the notebooks at their own defaults: a second run finds the cells of the first."""
+    return tmp_path_factory.mktemp("ci-output")

@@ -85,7 +85,7 @@ def test_the_recorded_shape_of_a_model_is_what_counting_finds():
 def test_the_plan_is_the_engines_and_a_budget_too_small_is_said():
     panel = explore.offload()
     shape, footprint = shapes.recorded("phi-4", 64)
-    rates = Rates(bytes_per_second=2e9, flops_per_second=2e11)
+    rates = Rates(bytes_per_second=2e9, flops_per_second=4e12)
     request = Request(
         shape=shape, footprint=footprint, batch_size=32, seq_len=64, base_bytes=offload_plan.BASE_BYTES, rates=rates
     )

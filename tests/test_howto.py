@@ -1,20 +1,52 @@
-"""The how-to's snippets run as they are printed."""
+"""The how-to's snippets run as they are printed: Python in this process, shell in a copy of the clone."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from labkit import paths
 
 PAGE = (paths.root() / "docs" / "howto.md").read_text(encoding="utf-8")
-SNIPPETS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+BLOCK = r"^## ([^\n]+)\n(?:(?!^## ).)*?^```LANGUAGE\n(.*?)^```"
+SNIPPETS = dict(re.findall(BLOCK.replace("LANGUAGE", "python"), PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = dict(re.findall(BLOCK.replace("LANGUAGE", "bash"), PAGE, re.MULTILINE | re.DOTALL))
 
 
-def test_every_block_of_python_is_found():
-    assert len(SNIPPETS) == PAGE.count("```python") >= 4
+def test_every_block_is_found_and_every_section_has_one():
+    assert len(SNIPPETS) == PAGE.count("```python") >= 6
+    assert len(COMMANDS) == PAGE.count("```bash") >= 3
+    assert PAGE.count("```") == 2 * (len(SNIPPETS) + len(COMMANDS))
+    assert set(re.findall(r"^## (.+)$", PAGE, re.MULTILINE)) == {*SNIPPETS, *COMMANDS}
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
-def test_a_snippet_runs_and_says_something(title, capsys):
+def test_a_snippet_runs_and_says_something(title, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(SNIPPETS[title], title, "exec"), {"__name__": "snippet"})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("title", COMMANDS)
+def test_commands_run_in_a_clone_and_say_something(title, tmp_path):
+    clone = copy_of_the_clone(tmp_path / "clone")
+    path = os.pathsep.join([str(clone / ".venv" / "bin"), os.environ["PATH"]])
+    environment = os.environ | {"LABKIT_ROOT": str(clone), "PATH": path}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", COMMANDS[title]], cwd=clone, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+
+
+def copy_of_the_clone(folder):
+    """Copy what commands read and make writes to, with this environment for its own."""
+    for name in ("labkit", "params", "notebooks", "tests"):
+        shutil.copytree(paths.root() / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(paths.root() / name, folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from labkit import freshness, paths
+from labkit import freshness, kernels, paths
 
 REPOSITORY = paths.root()
 RUN = {name: f".venv/bin/labkit run {name} --hw ci" for name in ("size_inertia", "scaling_grid", "claims")}
@@ -39,6 +39,22 @@ def copy_repository(root):
     for path in root.rglob("*"):
         touch(path, -3600)
     touch(root / ".venv" / "ready", -1800)
+
+
+def test_jupyterlab_starts_on_the_ledger_with_the_environment_that_kernels_want():
+    told = (
+        subprocess.run(
+            ["make", "-n", "lab", f"VENV={sys.prefix}", "LAB=--no-browser"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        .stdout.replace("\\\n", " ")
+        .splitlines()[-1]
+    )
+    assert dict(re.findall(r"([A-Z_]+)=(\S+)", told.partition(sys.prefix)[0])) == kernels.ENVIRONMENT
+    assert told.split()[-1] == "--no-browser"
+    assert "/lab/tree/notebooks/00_claims.ipynb" in told
 
 
 @pytest.fixture
@@ -123,7 +139,7 @@ def test_a_fresh_clone_installs_the_lock_first(clone):
     (clone / ".venv" / "ready").unlink()
     lines = would_run(clone, "figures", "HW=ci")
     install = next(i for i, line in enumerate(lines) if "pip install" in line)
-    assert "-c constraints.txt -e '.[dev,lab]'" in lines[install]
+    assert "-c constraints.txt -e '.[dev,lab,track]'" in lines[install]
     assert lines[install + 1 :] == ["touch .venv/ready", RUN["size_inertia"], RUN["scaling_grid"], RUN["claims"]]
 
 

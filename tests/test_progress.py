@@ -11,14 +11,20 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import psutil
 import pytest
+from nbclient import NotebookClient
 
-from labkit.progress import Heartbeat, Progress, read_heartbeat
+from labkit.progress import HEARTBEAT_SECONDS, Heartbeat, Progress, is_alive, read_heartbeat, resident_bytes
 
 
 class Clock:
@@ -52,6 +58,14 @@ def log() -> io.StringIO:
 
 def start(total: int, log: io.StringIO, clock: Clock, **settings: Any) -> Progress:
     return Progress(total, "grid", stream=log, clock=clock, **settings)
+
+
+def lines(shown: str) -> list[str]:
+    """Return what was shown line by line without the memory, which is of this process and must be in each."""
+    memory = re.compile(r", \d[\d.]* [MG]iB")
+    found = shown.splitlines()
+    assert all(memory.search(line) for line in found if "grid" in line), shown
+    return [memory.sub("", line) for line in found]
 
 
 def test_time_left_is_the_mean_time_of_an_item_times_the_items_left(clock: Clock, log: io.StringIO) -> None:
@@ -100,7 +114,7 @@ def test_log_gets_the_first_and_last_line_and_one_per_period(clock: Clock, log: 
         for i in range(100):
             clock.wait(0.25)
             progress.advance(message=f"cell {i}")
-    assert log.getvalue().splitlines() == [
+    assert lines(log.getvalue()) == [
         "grid: 0/100 (0%)",
         "grid: 40/100 (40%), about 15.0 s left, cell 39",
         "grid: 80/100 (80%), about 5.0 s left, cell 79",
@@ -111,7 +125,7 @@ def test_log_gets_the_first_and_last_line_and_one_per_period(clock: Clock, log: 
 def test_no_work_at_all_is_still_reported(clock: Clock, log: io.StringIO) -> None:
     with start(0, log, clock):
         pass
-    assert log.getvalue().splitlines() == ["grid: 0/0", "grid: 0/0, after 0 ms"]
+    assert lines(log.getvalue()) == ["grid: 0/0", "grid: 0/0, after 0 ms"]
 
 
 def test_failure_is_named_in_the_log_and_the_heartbeat(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
@@ -125,10 +139,53 @@ def test_failure_is_named_in_the_log_and_the_heartbeat(tmp_path: Path, clock: Cl
 
     with pytest.raises(KeyError):
         work()
-    assert log.getvalue().splitlines()[-1] == "grid: 1/3 (33%), stopped by KeyError: 'lr', after 5.0 s"
+    assert lines(log.getvalue())[-1] == "grid: 1/3 (33%), stopped by KeyError: 'lr', after 5.0 s"
     beat = read_heartbeat(heartbeat)
     assert beat is not None
     assert (beat.done, beat.eta_seconds, beat.message) == (1, None, "stopped by KeyError: 'lr'")
+
+
+def test_who_interrupts_resumable_work_is_told_how_to_go_on(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    for resumable in (True, False):
+        with pytest.raises(KeyboardInterrupt), start(3, log, clock, resumable=resumable):
+            raise KeyboardInterrupt
+    stopped = [line for line in lines(log.getvalue()) if "interrupted" in line]
+    assert "interrupted; what is finished is kept, run it again to go on" in stopped[0]
+    assert "kept" not in stopped[1]
+
+
+def test_a_remark_on_the_item_under_way_is_shown_and_counts_nothing(
+    tmp_path: Path, clock: Clock, log: io.StringIO
+) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    with start(2, log, clock, heartbeat=heartbeat) as progress:
+        clock.wait(11)
+        progress.note("step 3/40, loss 0.69")
+        beat = read_heartbeat(heartbeat)
+    assert "grid: 0/2 (0%), step 3/40, loss 0.69" in lines(log.getvalue())
+    assert beat is not None
+    assert (beat.done, beat.message, beat.eta_seconds) == (0, "step 3/40, loss 0.69", None)
+
+
+def test_memory_is_that_of_the_process_and_its_children(clock: Clock, log: io.StringIO) -> None:
+    code = "import sys; held = b'x' * 300_000_000; print(len(held), flush=True); sys.stdin.readline()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    before = resident_bytes()
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as child:
+        child.stdout.readline()
+        assert 290_000_000 < resident_bytes() - before < 400_000_000
+        child.communicate("\n")
+
+
+def test_a_process_that_has_ended_or_came_later_is_not_at_work(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    with start(1, log, clock, heartbeat=heartbeat):
+        beat = read_heartbeat(heartbeat)
+    assert is_alive(beat)
+    assert not is_alive(replace(beat, time=psutil.Process().create_time() - 10))
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    assert not is_alive(replace(beat, pid=done.pid))
 
 
 def test_heartbeat_follows_the_work(tmp_path: Path, clock: Clock, log: io.StringIO) -> None:
@@ -152,6 +209,19 @@ def test_heartbeat_is_not_rewritten_for_every_item(tmp_path: Path, clock: Clock,
         for _ in range(100):
             progress.advance()
         assert (heartbeat.stat().st_mtime_ns, heartbeat.stat().st_ino) == written
+
+
+def test_what_came_too_soon_for_the_heartbeat_is_written_before_a_long_item_ends(tmp_path: Path) -> None:
+    heartbeat = tmp_path / "heartbeat.json"
+    with Progress(3, "grid", heartbeat=heartbeat, stream=io.StringIO()) as progress:
+        progress.advance(message="first")
+        progress.advance(message="second")
+        assert read_heartbeat(heartbeat).done == 0
+        time.sleep(HEARTBEAT_SECONDS + 0.5)
+        assert read_heartbeat(heartbeat).message == "second"
+        progress.advance(message="third")
+    time.sleep(HEARTBEAT_SECONDS + 0.5)
+    assert read_heartbeat(heartbeat).message == "third"
 
 
 def test_another_process_reads_the_heartbeat_that_the_environment_names(tmp_path: Path) -> None:
@@ -221,13 +291,48 @@ def test_terminal_gets_one_bar_with_the_text_of_the_lines() -> None:
     shown = run_in_terminal(IN_TERMINAL)
     assert "\x1b[" in shown
     assert "━" in shown
-    assert "grid: 3/3 (100%), [d64_l4]" in shown
+    assert "grid: 3/3 (100%), [d64_l4]" in "".join(lines(shown))
 
 
 def test_headless_run_in_a_terminal_gets_plain_lines() -> None:
     shown = run_in_terminal(IN_TERMINAL, LABKIT_HEADLESS="1")
     assert "\x1b[" not in shown
-    assert shown.splitlines()[0] == "grid: 0/3 (0%)"
+    assert lines(shown)[0] == "grid: 0/3 (0%)"
+
+
+IN_KERNEL = """
+from labkit.progress import Progress
+with Progress(3, "grid <b>") as progress:
+    progress.advance(2, message="d64_l4")
+"""
+
+
+def run_in_kernel(code: str, **env: str) -> Any:
+    """Run a cell in a kernel of this environment and return the notebook with its outputs."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        return NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+
+
+def test_a_notebook_gets_a_widget_that_follows_and_words_for_whoever_has_no_kernel() -> None:
+    notebook = run_in_kernel(IN_KERNEL)
+    (shown,) = notebook.cells[0].outputs
+    assert "application/vnd.jupyter.widget-view+json" in shown.data
+    assert lines(shown.data["text/plain"]) == ["grid <b>: 0/3 (0%)"]
+    states = [
+        own["state"] for own in notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    ]
+    (bar,) = (state for state in states if "bar_style" in state)
+    assert (bar["value"], bar["max"], bar["bar_style"]) == (2, 3, "warning")
+    (words,) = (state["value"] for state in states if "grid" in str(state.get("value")))
+    assert words.startswith("grid &lt;b&gt;: 2/3 (67%)")
+
+
+def test_a_headless_run_of_a_notebook_gets_plain_lines() -> None:
+    notebook = run_in_kernel(IN_KERNEL, LABKIT_HEADLESS="1")
+    assert {output.get("name") for output in notebook.cells[0].outputs} == {"stderr"}
 
 
 @pytest.mark.parametrize("settings", [{"total": -1}, {"total": 1, "every_seconds": -0.1}])

@@ -63,7 +63,7 @@ def test_the_lock_pins_every_direct_dependency_exactly():
 def test_conda_installs_against_the_same_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
-    assert pip == ["-c constraints.txt", "-e .[dev,lab]"]
+    assert pip == ["-c constraints.txt", "-e .[dev,lab,track]"]
     assert "conda-forge" in environment["channels"]
 
 

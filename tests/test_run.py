@@ -7,18 +7,20 @@ lock, processes that are killed, a limit on file size. Expected hashes are compu
 import hashlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat import v4
 
-from labkit import cli, freshness, params, paths, record
+from labkit import cli, freshness, params, paths, record, watch
 from labkit import run as runner
 from labkit.files import DiskFull
 
@@ -272,6 +274,95 @@ def test_a_second_run_is_refused_and_a_run_killed_between_its_two_renames_loses_
 
 
 LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+
+
+LONG = """
+from labkit import paths
+from labkit.progress import of_study
+import time
+with of_study(3, "grid", "ci", "claims") as progress:
+    progress.advance(message="d64_l4, loss 5.1")
+    while True:
+        time.sleep(0.05)
+"""
+
+
+def test_ctrl_c_leaves_the_old_figures_and_says_in_one_line_how_to_go_on(clone, old_figures):
+    write_notebook(clone, LONG)
+    command = [sys.executable, "-m", "labkit.cli", "run", "claims", "--hw", "ci"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+        wait_until(lambda: "1/3" in watch.at_work("ci", "claims"), process)
+        during = watch.at_work("ci", "claims")
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == (
+        "labkit: interrupted; published figures are as they were and finished pieces are kept: run "
+        "`labkit run claims --hw ci` again to go on"
+    )
+    assert during.startswith("running, ")
+    assert during.endswith("d64_l4, loss 5.1")
+    after = watch.at_work("ci", "claims")
+    assert re.match(r"stopped .* ago at grid: 1/3 .*interrupted", after)
+    assert after.endswith("`labkit run claims --hw ci`")
+    assert_nothing_changed(old_figures)
+
+
+def test_a_log_gets_the_progress_of_long_work_inside_the_kernel(clone, monkeypatch):
+    monkeypatch.setattr(watch, "_LINE_SECONDS", 0.2)
+    work = "\n".join(
+        [
+            "import time",
+            "from labkit.progress import of_study",
+            "with of_study(2, 'grid', 'ci', 'claims') as progress:",
+            "    time.sleep(1)",
+            "    progress.advance(message='first')",
+            "    time.sleep(1)",
+        ]
+    )
+    write_notebook(clone, writes(*DECLARED), work)
+    said = []
+    runner.run("claims", "ci", say=said.append)
+    shown = [line for line in said if "grid:" in line]
+    assert shown[0].startswith("  grid: 0/2 (0%)")
+    assert shown[-1].endswith("first")
+    assert len(shown) == 2, "a line for each thing that happened, not for each look"
+
+
+def test_a_terminal_gets_a_bar_with_cells_and_stage(clone):
+    write_notebook(clone, writes(*DECLARED), LONG.replace("while True", "for _ in range(60)"))
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160"}
+    command = [sys.executable, "-m", "labkit.cli", "run", "claims", "--hw", "ci"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = read_terminal(ours)
+    assert process.returncode == 0, shown
+    assert "\x1b[" in shown
+    assert re.search(r"claims, cell 4/4 \| grid: 1/3 \(33%\), about .* left, .*iB, d64_l4, loss 5.1", shown), shown
+    assert "cell/s" not in shown, "papermill's own bar would fight with it"
+
+
+def read_terminal(ours):
+    received = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        # Linux reports the closed other end of a pseudo-terminal as an error, after everything has been read.
+        try:
+            while chunk := terminal.read(65536):
+                received += chunk
+        except OSError:
+            pass
+    return received.decode()
+
+
+def wait_until(condition, process):
+    end = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    if not condition():
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"it never came so far: {process.communicate()}")
 
 
 def test_a_disk_full_for_the_notebook_is_bad_input_and_leaves_the_old_figures(clone, old_figures):

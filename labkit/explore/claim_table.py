@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import pandas as pd
 
@@ -13,13 +15,14 @@ SHOWN = 12
 """Rows of the table; the sentence says how many there are."""
 
 
-def ledger(hardware: str | None = None) -> Explorer:
+def ledger(hardware: str | None = None, folder: Path | None = None) -> Explorer:
     """Explore the claims of all reports on a profile.
 
     Args:
         hardware: profile whose published results are judged; the largest published one where not given.
+        folder: a notebook's own outputs, to be explored instead of published ones.
     """
-    hardware, file = published("claims", "claims.csv", hardware)
+    hardware, file = published("claims", "claims.csv", hardware, folder)
     judged = pd.read_csv(file, keep_default_na=False)
     reports = [path.stem for path in claims.ledgers()]
     of_report = {report: {claim.id for claim in claims.load(report)} for report in reports}

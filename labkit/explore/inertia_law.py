@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
@@ -15,13 +17,14 @@ _LIKE = {"ci": {}, "ci_repeats": {}, "level": 0.95, "exact": True, "note": "", "
 """A law that was chosen has no intervals."""
 
 
-def inertia(hardware: str | None = None) -> Explorer:
+def inertia(hardware: str | None = None, folder: Path | None = None) -> Explorer:
     """Explore the affine law of decoding, beside the report's points and those measured here.
 
     Args:
         hardware: profile whose published points are shown; the largest published one where not given.
+        folder: a notebook's own outputs, to be explored instead of published ones.
     """
-    hardware, file = published("size_inertia", "affine_law.csv", hardware)
+    hardware, file = published("size_inertia", "affine_law.csv", hardware, folder)
     points = pd.read_csv(file)
     points = points[points["kind"] == "point"]
     log = {"base": 10, "continuous_update": False, "readout_format": ".3g"}
@@ -48,7 +51,7 @@ def inertia(hardware: str | None = None) -> Explorer:
         panel.plot(sizes, law.predict(sizes), color="black", label="the law chosen")
         panel.axvline(1e9 * size_gb, color="#777777", linestyle=":")
         panel.set(xscale="log", yscale="log", xlabel="bytes of weights", ylabel="seconds a token")
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="upper left")
         seconds, share = law.predict(1e9 * size_gb), law.elasticity(1e9 * size_gb)
         text = (
             f"{size_gb:.3g} GB ({1e9 * size_gb / GIB:.3g} GiB) take {1e3 * seconds:.3g} ms a token; {share:.0%} of it "

@@ -11,6 +11,12 @@ from labkit.units import GIB, MIB
 
 BASE_BYTES = 350 * MIB
 """What a process holds that has imported torch and transformers."""
+_LOOKS = {
+    "seconds": {"label": "the step", "color": "#0173b2", "linewidth": 5, "alpha": 0.4},
+    "io_seconds": {"label": "reading alone", "color": "black", "linestyle": "--"},
+    "compute_seconds": {"label": "computing alone", "color": "black", "linestyle": ":"},
+}
+"""How each part of a plan is drawn; the step lies on the slower of the other two."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Samples of the steps that are drawn."""
 
@@ -28,7 +34,7 @@ def offload() -> Explorer:
             options=SEQ_LENS, value=64, description="tokens a sample", continuous_update=False
         ),
         "disk": widgets.FloatLogSlider(value=2, min=-1, max=1.3, description="disk, GB/s", **log),
-        "tflops": widgets.FloatLogSlider(value=0.2, min=-1.3, max=3, description="computing, TFLOP/s", **log),
+        "tflops": widgets.FloatLogSlider(value=4, min=-1.3, max=3, description="computing, TFLOP/s", **log),
     }
 
     def answer(model: str, memory_gib: float, batch: int, seq_len: int, disk: float, tflops: float) -> Answer:
@@ -38,12 +44,12 @@ def offload() -> Explorer:
         if not plans:
             return Answer(text=words)
         figure, panel = axes()
-        for name, looks in (("io_seconds", "--"), ("compute_seconds", ":"), ("seconds", "-")):
-            panel.plot(list(plans), [getattr(plan, name) / n for n, plan in plans.items()], looks, label=name)
+        for name, looks in _LOOKS.items():
+            panel.plot(list(plans), [getattr(plan, name) / n for n, plan in plans.items()], **looks)
         panel.axvline(batch, color="#777777", linewidth=0.8)
         panel.set(xscale="log", yscale="log", xlabel="samples a step", ylabel="seconds a sample")
         panel.set_xticks(BATCHES, [str(n) for n in BATCHES])
-        panel.legend(["reading alone", "computing alone", "the step"])
+        panel.legend(loc="upper right")
         return Answer(text=words, figure=figure)
 
     return Explorer("What does a streamed step take?", controls, answer)

@@ -89,17 +89,25 @@ def _png(figure: Figure) -> str:
 
 
 def axes(width: float = 7.0, height: float = 3.8) -> tuple[Figure, Any]:
-    """Return a figure that no pyplot keeps, with its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    """Return a figure that no pyplot keeps, with axes in fixed margins: to find good ones takes a second drawing."""
+    figure = Figure(figsize=(width, height), layout="none")
+    return figure, figure.add_axes((0.12, 0.15, 0.85, 0.82))
 
 
-def published(report: str, file: str, hardware: str | None = None) -> tuple[str, Path]:
-    """Return the profile whose published file is explored, and the file: from LABKIT_OUTPUT, else from the repository.
+def published(report: str, file: str, hardware: str | None = None, folder: Path | None = None) -> tuple[str, Path]:
+    """Return the profile whose file is explored, and the file: from LABKIT_OUTPUT, else from the repository.
+
+    Args:
+        report: which report.
+        file: its name among the report's outputs.
+        hardware: which profile; the largest published one where not given.
+        folder: where a notebook has just written it; then nothing published is looked at.
 
     Raises:
         FileNotFoundError: no profile has published it; the message has the command that does.
     """
+    if folder is not None:
+        return hardware or "this run", folder / file
     asked = [hardware] if hardware else _PROFILES
     for name in asked:
         for folder in (paths.figures(name, report), paths.root() / "figures" / name / report):

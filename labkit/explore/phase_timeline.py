@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import pandas as pd
-from matplotlib.figure import Figure
 
-from labkit.explore.panel import Answer, Explorer, published
+from labkit.explore.panel import Answer, Explorer, axes, published
 from labkit.figures import style
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
-from labkit.hybrid.protocol import BASELINE, frontier, reach
+from labkit.hybrid.protocol import BASELINE, frontier
 
 TOTAL = 150
 """Steps of the schedule that is drawn."""
 _COLOURS = {Phase.WARMUP: "#bbbbbb", Phase.FULL: "#0173b2", Phase.PREDICT: "#de8f05", Phase.CORRECT: "#029e73"}
 
 
-def phases(hardware: str | None = None) -> Explorer:
+def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
     """Explore the phases of a schedule, and the time to a loss of a predictor that was measured.
 
     Args:
         hardware: profile whose published runs are shown; the largest published one where not given.
+        folder: a notebook's own outputs, to be explored instead of published ones.
     """
-    hardware, file = published("predict_phase", "runs.csv", hardware)
+    hardware, file = published("predict_phase", "runs.csv", hardware, folder)
     runs = pd.read_csv(file)
-    arms = [arm for arm in dict.fromkeys(runs["arm"]) if arm != BASELINE]
+    judged = pd.read_csv(file.with_name("judgements.csv"), keep_default_na=False).set_index("arm")
+    speeds, lines = judged["speed at equal loss"], {arm: frontier(runs, arm) for arm in dict.fromkeys(runs["arm"])}
+    arms = [arm for arm in lines if arm in speeds]
     lately = {"continuous_update": False}
     controls = {
         "arm": widgets.Dropdown(options=arms, description="way to train"),
@@ -36,8 +40,9 @@ def phases(hardware: str | None = None) -> Explorer:
 
     def answer(arm: str, full: int, horizon: int, gate: str) -> Answer:
         spans = timeline(full, horizon, gate == "always")
-        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-        top, bottom = figure.subplots(2, 1, height_ratios=[1, 4])
+        figure, bottom = axes(height=4.8)
+        bottom.set_position((0.12, 0.12, 0.85, 0.58))
+        top = figure.add_axes((0.12, 0.86, 0.85, 0.11))
         for phase, start, steps in spans:
             top.barh(0, steps, left=start, color=_COLOURS[phase], edgecolor="white")
         top.set(
@@ -45,16 +50,15 @@ def phases(hardware: str | None = None) -> Explorer:
         )
         looks = style([BASELINE, arm])
         for name in (BASELINE, arm):
-            line = frontier(runs, name)
+            line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
         bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
-        bottom.legend()
-        measured = reach(runs, arm, n_resamples=200)
+        bottom.legend(loc="upper right")
         predicted = sum(steps for phase, _, steps in spans if phase is Phase.PREDICT)
         text = (
             f"{predicted} of {TOTAL} steps are predicted: at no cost and with no loss of progress at most "
             f"{TOTAL / (TOTAL - predicted):.2f} times the speed.\n"
-            f"{arm} on {hardware}: {measured} times the speed of tuned AdamW at an equal final loss."
+            f"{arm} on {hardware}: {speeds[arm]} times the speed of tuned AdamW at an equal final loss."
         )
         return Answer(text=text, figure=figure)
 

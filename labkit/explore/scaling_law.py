@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
@@ -18,13 +20,14 @@ CONVENTIONS = {
 """Ways to count parameters, by the column of the grid."""
 
 
-def law(hardware: str | None = None) -> Explorer:
+def law(hardware: str | None = None, folder: Path | None = None) -> Explorer:
     """Explore the fit of loss against size.
 
     Args:
         hardware: profile whose published grid is fitted; the largest published one where not given.
+        folder: a notebook's own outputs, to be explored instead of published ones.
     """
-    hardware, file = published("scaling_grid", "grid.csv", hardware)
+    hardware, file = published("scaling_grid", "grid.csv", hardware, folder)
     grid = pd.read_csv(file)
     grid = grid[grid["lr_is_best"] & np.isfinite(grid["loss_nats"])]
     controls = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from labkit import corpora, models, paths
+from labkit import corpora, metrics, models, paths, recorded_metrics
 from labkit.files import DiskFull
 from labkit.hybrid import growth, noise, oracle, original, train
 from labkit.hybrid.arms import SETTINGS
@@ -24,7 +24,7 @@ from labkit.hybrid.noise import NoiseSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
 from labkit.hybrid.tasks import ADAPTED, CNN, Run
-from labkit.progress import Progress
+from labkit.progress import Progress, of_study
 from labkit.record import Store, cell_key, source_hash
 from labkit.schema_predict_phase import PredictPhase
 from labkit.workers import process_pool
@@ -89,7 +89,8 @@ def run_study(params: PredictPhase) -> Study:
     """
     study = make_study(params)
     _prepare(study)
-    with Progress(n_pieces(params), "predict phase") as progress, process_pool(params.workers) as pool:
+    shown = of_study(n_pieces(params), "predict phase", params.hardware, params.report_id())
+    with shown as progress, process_pool(params.workers) as pool:
         runner = _Runner(study, progress, pool)
         for spec in original_specs(params):
             if found := runner.alone(f"original, {spec.initialisation} init", spec, original.measure_original):
@@ -214,14 +215,18 @@ class _Runner:
                 yield spec, found
 
     def _keep(self, label: str, inputs: Mapping[str, Any], future: Future) -> dict[str, Any] | None:
+        found = None
         try:
             self._store.save(cell_key(inputs), inputs, future.result())
-            return self._store.load(cell_key(inputs))
+            found = self._store.load(cell_key(inputs))
+            if found and "curve" in found:
+                _tell(label, inputs["piece"], found)
         except (RuntimeError, MemoryError, DiskFull) as error:
             self._study.failures[label] = f"{type(error).__name__}: {error}"
-            return None
-        finally:
-            self._progress.advance(1, label)
+        self._progress.advance(
+            1, f"{label}, loss {found['loss_nats']:.3f}" if found and "loss_nats" in found else label
+        )
+        return found
 
     def tune(self, contest: Contest) -> None:
         """Sweep every arm's rate on the tuning seed, and beyond an edge that is best; a single rate is simply taken."""
@@ -238,6 +243,19 @@ class _Runner:
             if not wanted or len(contest.learning_rates) == 1:
                 break
         contest.choose(losses)
+
+
+def _tell(label: str, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Tell who follows what a run recorded; jumps have no loss and go by their probes, at the nominal step."""
+    end = {name: result[name] for name in ("seconds", "probe_forwards", "accuracy") if name in result}
+    end |= {"held_out_loss": result["loss_nats"], "tokens_per_second": result["tokens"] / result["seconds"]}
+    recorded_metrics.tell(label, about, curve=result["curve"], steps=result["real_steps"], end=end)
+    for phase, n in result["phases"].items():
+        spent = {"phase_steps": n, "phase_seconds": result["phase_seconds"].get(phase, 0.0)}
+        metrics.emit(label, result["real_steps"], {"phase": phase} | spent)
+    for jump in result["jumps"]:
+        numbers = {name: float(value) for name, value in jump.items() if isinstance(value, int | float)}
+        metrics.emit(label, jump["step"], {"phase": "predict"} | numbers)
 
 
 def original_specs(params: PredictPhase) -> list[OriginalSpec]:

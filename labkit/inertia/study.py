@@ -21,7 +21,7 @@ from labkit.inertia.fidelity import FidelitySpec
 from labkit.inertia.loading import LoadSpec
 from labkit.inertia.matrix import MatrixSpec
 from labkit.inertia.quantize import QuantizedRung
-from labkit.progress import Progress
+from labkit.progress import Progress, of_study
 from labkit.record import Store, cell_key, source_hash
 from labkit.schema import SizeInertia
 
@@ -65,7 +65,7 @@ def run_study(params: SizeInertia) -> Study:
     """
     device.set_threads(n_threads(params))
     study = Study(params)
-    with Progress(cost.n_pieces(params), "size inertia") as progress:
+    with of_study(cost.n_pieces(params), "size inertia", params.hardware, params.report_id()) as progress:
         run = _Runner(study, progress)
         run.shapes()
         run.questions()
@@ -134,7 +134,12 @@ class _Runner:
     def _arm(self, arm: DpoArm) -> None:
         def work(spec: DpoArm) -> dict[str, Any]:
             folder = self._work / cell_key(dataclasses.asdict(spec))[:16]
-            return dpo.train_arm(spec, folder, reference_dir=self._work / "references")
+            steps = _Steps(self._progress)
+            # transformers takes seconds to import, and most who read a study train nothing.
+            from labkit.trainer_metrics import of_trainers
+
+            with of_trainers(spec.name, dataclasses.asdict(spec)):
+                return dpo.train_arm(spec, folder, steps, reference_dir=self._work / "references")
 
         self._into(self._study.arms, arm, f"arm {arm.name}", arm, work)
 
@@ -148,6 +153,7 @@ class _Runner:
             self._study.cached += 1
             self._progress.skip(1, label)
             return
+        self._progress.note(label)
         try:
             self._store.save(cell_key(inputs), inputs, work(spec))
             results[key] = self._store.load(cell_key(inputs))
@@ -156,6 +162,16 @@ class _Runner:
         finally:
             memory.release()  # kernels of `labkit run` tell glibc to keep it, and a large shape needs the pages
         self._progress.advance(1, label)
+
+
+class _Steps:
+    """Shows an arm's steps as remarks: what is counted are pieces."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def advance(self, n: int = 1, message: str = "") -> None:
+        self._progress.note(message)
 
 
 def rungs(params: SizeInertia) -> list[ladder.Rung]:

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from labkit import corpora, models
+from labkit import corpora, metrics, models
 from labkit.offload import shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
@@ -147,7 +147,7 @@ def _batches(spec: LearnSpec, train: list[list[int]]) -> Iterator[torch.Tensor]:
 def train_streamed(spec: dict[str, Any], folder: str, train: list, held_out: list, memory: int) -> dict[str, Any]:
     """Train a streamed model; this is what runs under the limit."""
     own = LearnSpec(**spec)
-    model = _open(own, folder, memory=memory)
+    model = _open(own, folder, memory=memory, callbacks=[metrics.of_steps(_begin(own, "streamed"))])
     optimizer = torch.optim.AdamW(model.adapters().values(), lr=own.learning_rate)
     windows = {"input_ids": torch.tensor(held_out)}
     before = model.score(windows).mean(1).tolist()
@@ -175,11 +175,12 @@ def train_resident(spec: dict[str, Any], folder: str, train: list, held_out: lis
     optimizer = torch.optim.AdamW(parameters.values(), lr=own.learning_rate)
     windows = torch.tensor(held_out, device=own.device)
     before = score_windows(model, windows, own.micro_batch)
-    losses, norms = [], []
+    losses, norms, run = [], [], _begin(own, "resident")
     with PeakAnonymous() as peak:
-        for ids in _batches(own, train):
+        for step, ids in enumerate(_batches(own, train)):
             losses.append(_accumulate(model, ids.to(own.device), own.micro_batch))
             norms.append({name: float(p.grad.norm()) for name, p in parameters.items()})
+            metrics.emit(run, step, {"loss": losses[-1]}, adapters=norms[-1])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         after = score_windows(model, windows, own.micro_batch)
@@ -191,6 +192,13 @@ def train_resident(spec: dict[str, Any], folder: str, train: list, held_out: lis
         "peak_bytes": peak.bytes,
         "base_bytes": base,
     }
+
+
+def _begin(spec: LearnSpec, way: str) -> str:
+    """Tell who follows what an arm is; return the name it goes by."""
+    name = f"{spec.model} {way}, batch {spec.batch_size}, seed {spec.seed}"
+    metrics.begin(name, asdict(spec) | {"way": way})
+    return name
 
 
 def _resident(spec: LearnSpec, folder: str) -> PreTrainedModel:

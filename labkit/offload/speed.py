@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
+from labkit import metrics
 from labkit.offload import ablation, shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
@@ -95,6 +96,9 @@ def time_steps(spec: dict[str, Any], folder: str) -> dict[str, Any]:
     """Time the steps of a checkpoint that is there; this is what runs under the limit."""
     own = SpeedSpec(**spec | {"batch_sizes": tuple(spec["batch_sizes"]), "ablated": tuple(spec["ablated"])})
     model = _open(own, folder)
+    run = f"{own.shape} streamed, timed"
+    metrics.begin(run, spec)
+    model.callbacks.append(metrics.of_steps(run))
     optimizer = torch.optim.AdamW(model.adapters().values(), lr=own.learning_rate)
     batches = {n: _batch(own, model, n) for n in own.batch_sizes}
     model.step(batches[own.batch_sizes[0]], optimizer)

@@ -20,7 +20,7 @@ from labkit.offload import checks, learning, speed
 from labkit.offload.checks import CheckSpec
 from labkit.offload.learning import LearnSpec
 from labkit.offload.speed import SpeedSpec
-from labkit.progress import Progress
+from labkit.progress import Progress, of_study
 from labkit.record import Store, cell_key, source_hash
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GIB
@@ -67,7 +67,8 @@ def run_study(params: ChunkedOffload) -> Study:
     study = Study(params)
     arms = learn_specs(params)
     full = full_spec(params)
-    with Progress(2 + len(arms) + (full is not None), "chunked offload") as progress:
+    n_pieces = 2 + len(arms) + (full is not None)
+    with of_study(n_pieces, "chunked offload", params.hardware, params.report_id()) as progress:
         runner = _Runner(study, progress)
         study.speed = runner.run("speed", speed_spec(params), runner.timed)
         for arm in arms:
@@ -99,13 +100,14 @@ class _Runner:
             self._study.cached += 1
             self._progress.skip(1, label)
             return stored
+        done = None
+        self._progress.note(label)
         try:
-            return self._store.run_or_load(inputs, lambda: work(spec))
+            done = self._store.run_or_load(inputs, lambda: work(spec))
         except (RuntimeError, MemoryError, DiskFull) as error:
             self._study.failures[label] = f"{type(error).__name__}: {error}"
-            return None
-        finally:
-            self._progress.advance(1, label)
+        self._progress.advance(1, label)
+        return done
 
 
 def speed_spec(params: ChunkedOffload) -> SpeedSpec:

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from labkit import device, paths
-from labkit.progress import Progress
+from labkit import device, paths, recorded_metrics
+from labkit.progress import Progress, of_study
 from labkit.record import Store, cell_key, source_hash
 from labkit.scaling.admission import Admission, Gate, admit, admit_run
 from labkit.scaling.counts import training_flops
@@ -135,14 +136,11 @@ def run_grid(params: ScalingGrid, executor: Executor | None = None) -> Grid:
     store = Store(paths.runs(params.hardware, params.report_id()) / "cells")
     store_inputs = _store_inputs(data)
     talks = [_conversation(grid, mixer, width) for mixer in params.mixers for width in params.d_model]
-    pool = executor or process_pool(params.workers)
-    try:
+    planned = _planned_gflops(params, data)
+    with nullcontext(executor) if executor else process_pool(params.workers) as pool:
         _admit_models(grid, store, store_inputs, pool)
-        with Progress(_planned_gflops(params, data), "training the grid") as progress:
+        with of_study(planned, "training the grid", params.hardware, params.report_id()) as progress:
             _drive(talks, grid, store, store_inputs, pool, progress)
-    finally:
-        if executor is None:
-            pool.shutdown(cancel_futures=True)
     return grid
 
 
@@ -233,8 +231,13 @@ def _drive(
         for future in done:
             cell = waiting.pop(future)
             _keep(grid, store, shared, cell, future)
-            progress.advance(_gflops(cell, grid.data), cell.name)
+            progress.advance(_gflops(cell, grid.data), _remark(grid, cell))
             reply(next(talk for talk, cells in asked.items() if cell in cells))
+
+
+def _remark(grid: Grid, cell: Cell) -> str:
+    found = grid.results.get(cell)
+    return f"{cell.name}, loss {found['loss_nats']:.3f}" if found else f"{cell.name} failed"
 
 
 def _is_extension(grid: Grid, cell: Cell) -> bool:
@@ -252,6 +255,18 @@ def _keep(grid: Grid, store: Store, shared: Mapping[str, Any], cell: Cell, futur
     inputs = dict(shared) | cell.inputs()
     store.save(cell_key(inputs), inputs, future.result())
     grid.results[cell] = future.result()
+    _tell(cell, future.result())
+
+
+def _tell(cell: Cell, result: Mapping[str, Any]) -> None:
+    """Tell who follows what a cell recorded."""
+    end = {
+        "held_out_loss": result["loss_nats"],
+        "seconds": result["seconds"],
+        "tokens_per_second": result["tokens_seen"] / result["seconds"],
+        "peak_bytes": result["peak_bytes"],
+    }
+    recorded_metrics.tell(cell.name, cell.inputs(), curve=result["curve"], steps=result["steps"], end=end)
 
 
 def _admit_models(grid: Grid, store: Store, shared: Mapping[str, Any], pool: Executor) -> None:

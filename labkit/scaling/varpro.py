@@ -12,12 +12,14 @@ Shapes: R resamples, P points (runs), K terms, M exponents, G grid points. A row
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
 
@@ -158,8 +160,15 @@ def fit(terms: Terms, *, delta: float, n_grid: int = 40, n_starts: int = 4) -> A
     exponents = grid(len(terms.power), n_grid)
     cost, sizes = profile(terms, np.ones((1, len(terms.log_loss))), exponents)
     parts = np.array_split(np.arange(len(exponents)), n_starts)
-    found = [_descend(terms, starts(terms, cost[:, p], sizes[:, p], exponents[p])[0], delta) for p in parts]
+    with _blas().limit(limits=1):
+        found = [_descend(terms, starts(terms, cost[:, p], sizes[:, p], exponents[p])[0], delta) for p in parts]
     return min(found, key=lambda result: result[0])[1]
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Return the BLAS of NumPy and SciPy: vectors of four numbers take ten times as long where threads share them."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _descend(terms: Terms, start: Array, delta: float) -> tuple[float, Array]:

@@ -103,7 +103,8 @@ def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInerti
 def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
     small: SizeInertia, output_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = {**SCOPE, "report_steps": 30, "control_models": ["smollm2-135m"]}
+    fewer = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
+    longer = {**SCOPE, **fewer, "report_steps": 30}
     code = (
         "from labkit import params; from labkit.inertia.study import run_study; "
         f"run_study(params.resolve('size_inertia', 'ci', {longer!r}))"
@@ -127,7 +128,8 @@ def test_a_shape_larger_than_memory_is_a_failure_with_its_numbers(
     small: SizeInertia, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models.shapes.machine, "available_memory_bytes", lambda: 2**20)
-    done = run_study(small)
+    fewer = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
+    done = run_study(params.resolve("size_inertia", "ci", {**SCOPE, **fewer}))
     assert "needs 59.5 MiB for its weights and 1.0 MiB are free" in done.failures["rung qwen2-16m"]
     assert set(done.arms) != set(), "what fits still runs"
 

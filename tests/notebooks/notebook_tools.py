@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from labkit import paths
+from labkit import kernels, paths
 
 NOTEBOOKS = [paths.notebook(report) for report in paths.reports()]
 KEPT = ("keep_output", "nbval-check-output")
@@ -100,10 +100,14 @@ def start_nbval(notebooks: Sequence[Path], folder: Path, *flags: str, hooks: boo
     plugins = ["-p", "nbval.plugin", *(["-p", "nbval_hooks"] if hooks else []), "-p", "no:cacheprovider"]
     settings = ["-c", os.devnull, f"--rootdir={folder}", "-rA", "--color=no", "--nbval-current-env"]
     here = str(Path(__file__).parent)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"} | {
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
-    }
+    environment = (
+        {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
+        | kernels.ENVIRONMENT
+        | {
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *plugins, *settings, *flags, *map(str, notebooks)],
         cwd=folder,
@@ -111,6 +115,15 @@ def start_nbval(notebooks: Sequence[Path], folder: Path, *flags: str, hooks: boo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+    )
+
+
+def together(found: Sequence[Checked]) -> Checked:
+    """Return what several runs found, as if it were one."""
+    return Checked(
+        exit_code=max(each.exit_code for each in found),
+        cells={cell: outcome for each in found for cell, outcome in each.cells.items()},
+        text="\n".join(each.text for each in found),
     )
 
 

@@ -11,21 +11,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_tools import KEPT, NOTEBOOKS, Checked, code_cells, finish, read, start_nbval, tags
+from notebook_tools import KEPT, NOTEBOOKS, Checked, code_cells, finish, read, start_nbval, tags, together
 
 from labkit import params, paths
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("nbval")
-
-
-@pytest.fixture(scope="module")
-def checked(output: Path) -> Checked:
+def checked(ci_output: Path) -> Checked:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LABKIT_OUTPUT", str(output))
-        return finish(start_nbval(NOTEBOOKS, paths.root(), "--nbval-lax"))
+        patch.setenv("LABKIT_OUTPUT", str(ci_output))
+        halves = [start_nbval(NOTEBOOKS[i::2], paths.root(), "--nbval-lax") for i in range(2)]
+    return together([finish(half) for half in halves])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,12 +31,12 @@ def test_every_cell_runs_and_every_kept_output_comes_out_again(path: Path, check
 
 @pytest.mark.parametrize("report", paths.reports())
 def test_a_notebook_run_by_hand_writes_all_it_declares_to_its_draft(
-    report: str, checked: Checked, output: Path
+    report: str, checked: Checked, ci_output: Path
 ) -> None:
-    draft = output / "runs" / "ci" / report / "draft"
+    draft = ci_output / "runs" / "ci" / report / "draft"
     assert checked.exit_code == 0, checked.text
     assert set(params.declared_outputs(report)) <= {path.name for path in draft.iterdir()}
-    assert not (output / "figures").exists(), "only `labkit run` publishes"
+    assert not (ci_output / "figures").exists(), "only `labkit run` publishes"
 
 
 def test_a_wrong_kept_output_is_found(tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""JupyterLab in a real browser, started by the Makefile's own command: every notebook is opened and run as by a person.
+
+What counts is what the page shows: every figure with its picture, the table of verdicts, an explorer whose picture
+changes when a control is moved by the keyboard, and another profile chosen inside the running kernel.
+
+Screenshots are kept in the test's temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from labkit import paths
+
+TOKEN = "only-for-this-test"
+START_SECONDS, RUN_SECONDS = 60, 400
+WHOLE_PAGE = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
+"""Cells out of view stay in the page, so that all of them can be looked at."""
+STATES = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"""
+ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+LONG_WORK = {
+    "claims": "",
+    "size_inertia": "size inertia",
+    "chunked_offload": "chunked offload",
+    "predict_phase": "predict phase",
+    "scaling_grid": "training the grid",
+}
+"""What the progress of each notebook's long work is called."""
+NOISE = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
+SAVES = re.compile(r'figures\.save\(\s*[^"]*?"(\w+)"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A JupyterLab that runs."""
+
+    url: str
+    screenshots: Path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, chromium_path: str, ci_output: Path) -> Iterator[Lab]:
+    """JupyterLab on a copy of the notebooks: it saves what it opens."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(paths.root() / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name, settings in WHOLE_PAGE.items():
+        (root / "settings" / f"{name}.jupyterlab-settings").parent.mkdir(parents=True)
+        (root / "settings" / f"{name}.jupyterlab-settings").write_text(json.dumps(settings))
+    port = free_port()
+    flags = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token={TOKEN}"
+    log = (root / "server.log").open("w")
+    server = subprocess.Popen(
+        f"exec env {make_lab()} {flags} --ServerApp.root_dir={shlex.quote(str(root))}",
+        shell=True,
+        cwd=paths.root(),
+        env=environment(root, ci_output),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api/status?token={TOKEN}", server, root / "server.log")
+        yield Lab(f"http://127.0.0.1:{port}", root)
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def make_lab() -> str:
+    """Return the command of `make lab`, for the environment that runs the tests."""
+    done = subprocess.run(
+        ["make", "-n", "lab", f"VENV={sys.prefix}"], cwd=paths.root(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def environment(root: Path, output: Path) -> dict[str, str]:
+    """Keep a user's own Jupyter out, and results in the folder that all smoke runs of the tests share."""
+    own = {name: str(root / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
+    return {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own | {"LABKIT_OUTPUT": str(output)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"JupyterLab does not answer:\n{log.read_text()}")
+
+
+@pytest.fixture
+def page(browser: Browser, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    opened = context.new_page()
+    yield opened
+    opened.screenshot(path=lab.screenshots / f"{request.node.name}.png")
+    context.close()
+    stop_kernels(lab)
+
+
+def open_notebook(page: Page, lab: Lab, name: str) -> None:
+    """Open a notebook in a workspace of its own and wait for its kernel."""
+    page.goto(f"{lab.url}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}")
+    page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+
+
+def stop_kernels(lab: Lab) -> None:
+    """End every kernel: each holds what its notebook has made."""
+    with urllib.request.urlopen(f"{lab.url}/api/sessions?token={TOKEN}", timeout=30) as answer:
+        for session in json.load(answer):
+            url = f"{lab.url}/api/sessions/{session['id']}?token={TOKEN}"
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60)
+
+
+def choose_from_menu(page: Page, menu: str, entry: str) -> None:
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=entry, exact=True).click()
+
+
+def wait_until_run(page: Page) -> None:
+    """Wait until every code cell has its number, or one has failed."""
+    end = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < end:
+        prompts = page.evaluate(STATES)
+        if page.locator(ERRORS).count() or all(re.search(r"\[\d+\]", prompt) for prompt in prompts):
+            break
+        page.wait_for_timeout(500)
+    assert page.locator(ERRORS).count() == 0, page.locator(ERRORS).first.inner_text(timeout=1_000)
+    assert all(re.search(r"\[\d+\]", prompt) for prompt in page.evaluate(STATES)), "the notebook did not finish"
+
+
+def code_of(name: str) -> str:
+    cells = nbformat.read(paths.root() / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("report", paths.reports())
+def test_a_notebook_runs_from_the_menu_and_shows_its_figures_verdicts_and_explorer(
+    report: str, lab: Lab, page: Page
+) -> None:
+    name = paths.notebook(report).stem
+    open_notebook(page, lab, name)
+    expect(page.locator(".jp-Toolbar-kernelName").first).to_contain_text("Python 3", timeout=60_000)
+    choose_from_menu(page, "Run", "Run All Cells")
+    wait_until_run(page)
+    see_figures(page, SAVES.findall(code_of(name)))
+    see_verdicts(page)
+    see_progress(page, report)
+    expect(page.locator(NOISE)).to_have_count(0)
+    move_a_control(page)
+
+
+def see_figures(page: Page, names: list[str]) -> None:
+    """Every figure that the notebook publishes is a picture with pixels and words."""
+    pictures = page.locator(".jp-OutputArea figure img")
+    assert names
+    expect(pictures).to_have_count(len(names))
+    shown = pictures.evaluate_all("images => images.map(image => [image.naturalWidth, image.alt, image.offsetHeight])")
+    for name, (width, alt, height) in zip(names, shown, strict=True):
+        assert width > 300, name
+        assert height > 50, name
+        assert len(alt) > 20, name
+
+
+def see_verdicts(page: Page) -> None:
+    table = page.locator(".jp-OutputArea table", has=page.locator("th", has_text=re.compile("^verdict$"))).first
+    table.scroll_into_view_if_needed()
+    assert table.locator("tbody tr").count() >= 1
+    expect(table).to_contain_text(re.compile("not attempted|audited only|reproduced|inconsistent"))
+
+
+def see_progress(page: Page, report: str) -> None:
+    """The long work of a notebook has shown itself as a bar with words, and has come to its end."""
+    words = page.locator(".widget-hbox .widget-html-content", has_text="(100%)")
+    if LONG_WORK[report]:
+        expect(words.filter(has_text=LONG_WORK[report])).to_have_count(1)
+        assert page.locator(".widget-hprogress .progress-bar-success").count() >= 1
+
+
+def move_a_control(page: Page) -> None:
+    """Move the first slider by the keyboard, or choose the second entry where there is none: the answer changes."""
+    explorer = page.locator(".widget-vbox", has=page.locator("b", has_text="?")).first
+    explorer.scroll_into_view_if_needed()
+    answer = explorer.locator(".widget-html-content").last
+    before = answer.inner_html()
+    slider = explorer.locator(".noUi-handle").first
+    if slider.count():
+        slider.focus()
+        for _ in range(8):
+            slider.press("ArrowRight")
+    else:
+        explorer.locator("select").first.select_option(index=2)
+    expect(answer).not_to_have_text("", timeout=5_000)
+    page.wait_for_function(
+        "([element, before]) => element.innerHTML !== before", arg=[answer.element_handle(), before], timeout=20_000
+    )
+    assert answer.locator("img, table").count() >= 1
+
+
+def test_another_profile_is_chosen_in_the_running_kernel(lab: Lab, page: Page) -> None:
+    open_notebook(page, lab, "04_scaling_grid")
+    choose_from_menu(page, "Kernel", "Restart Kernel and Clear Outputs of All Cells…")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    cells = page.locator(".jp-CodeCell")
+    for i in range(3):
+        run_cell(page, cells.nth(i))
+    choice = cells.nth(2).locator("select")
+    expect(choice).to_have_value("ci")
+    choice.select_option("cpu")
+    expect(cells.nth(2)).to_contain_text("The cells below run on cpu", timeout=30_000)
+    expect(cells.nth(2)).to_contain_text("models")
+    run_cell(page, cells.nth(3))
+    expect(cells.nth(3).locator(".jp-OutputArea")).to_contain_text("scaling_grid on cpu", timeout=60_000)
+
+
+def run_cell(page: Page, cell: Locator) -> None:
+    """Run a cell by the keyboard; while a page settles it may take the focus away, so the keys are pressed again."""
+    prompt = cell.locator(".jp-InputPrompt")
+    for _ in range(3):
+        cell.locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(2_000)
+        if prompt.inner_text().strip() != "[ ]:":
+            break
+    expect(prompt).to_have_text(re.compile(r"\[\d+\]"), timeout=60_000)
+
+
+def test_a_notebook_has_a_table_of_contents(lab: Lab, page: Page) -> None:
+    open_notebook(page, lab, "04_scaling_grid")
+    page.get_by_role("tab", name=re.compile("Table of Contents")).click()
+    contents = page.locator(".jp-TableOfContents-content")
+    for heading in ("3. The grid", "5. The law", "6. Verdicts"):
+        expect(contents).to_contain_text(heading)
