@@ -14,7 +14,13 @@ from rich.text import Text
 
 from labkit import yaml12
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = (
+    "Rerun four research reports on your machine, and see which of their numbers hold here.\n\n"
+    "Begin with `labkit plan REPORT` (what it would take) and `labkit run REPORT` (do it); `labkit status` says how "
+    "far it is, `labkit claims` what came out. `make figures` runs all reports, `make lab` opens the notebooks."
+)
+EPILOG = "Exit code 0 is success, 1 a failed run or a contradiction, 2 bad input. More: README.md and docs/howto.md."
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP, epilog=EPILOG)
 # Paths and messages may hold square brackets, which are no markup. A log or a pipe has no width; tables need some.
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
