@@ -44,7 +44,7 @@ def copy_repository(root):
 def test_jupyterlab_starts_on_the_ledger_with_the_environment_that_kernels_want():
     told = (
         subprocess.run(
-            ["make", "-n", "lab", f"VENV={sys.prefix}", "LAB=--no-browser"],
+            ["make", "-n", "--no-print-directory", "lab", f"VENV={sys.prefix}", "LAB=--no-browser"],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,

@@ -84,9 +84,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, chromium_path: str, ci_output:
 
 def make_lab() -> str:
     """Return the command of `make lab`, for the environment that runs the tests."""
-    done = subprocess.run(
-        ["make", "-n", "lab", f"VENV={sys.prefix}"], cwd=paths.root(), capture_output=True, text=True, check=True
-    )
+    asked = ["make", "-n", "--no-print-directory", "lab", f"VENV={sys.prefix}"]
+    done = subprocess.run(asked, cwd=paths.root(), capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
 
 
