@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import LoraConfig
@@ -81,10 +81,14 @@ def coverage(params: SizeInertia, model: str) -> models.Coverage:
         ValueError: a target matches nothing in it, and is not one of `ALLOWED_UNMATCHED`.
     """
     config = LoraConfig(r=params.lora_rank, target_modules=list(params.lora_targets))
+    return reached(model, config, ALLOWED_UNMATCHED.get(model, ()))
+
+
+def reached(model: str, config: LoraConfig, allow_unmatched: Sequence[str]) -> models.Coverage:
+    """Return what a configuration reaches in a model's shape, without a warning that concerns PEFT's own calls."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        shape = models.build(model, device="meta")
-        return models.lora_coverage(shape, config, allow_unmatched=ALLOWED_UNMATCHED.get(model, ()))
+        return models.lora_coverage(models.build(model, device="meta"), config, allow_unmatched=allow_unmatched)
 
 
 def best_rate(validation_losses: Mapping[float, float]) -> float | None:
