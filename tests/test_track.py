@@ -29,6 +29,7 @@ from PIL import Image, PngImagePlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import labkit.track
+import labkit.track.child
 from labkit import metrics, params, paths
 from labkit.track import aim_board, private
 from labkit.track.trackers import Step
@@ -206,9 +207,14 @@ class Recorder:
     def close(self) -> None: ...
 
 
+def forwarding() -> list[psutil.Process]:
+    """The processes that forward; other tests may have left children of their own."""
+    return [child for child in psutil.Process().children() if labkit.track.child.__name__ in child.cmdline()]
+
+
 def test_the_tracker_lives_in_an_idle_process_of_its_own() -> None:
     with labkit.track.follow("aim", "report", "machine"):
-        (child,) = psutil.Process().children()
+        (child,) = forwarding()
         deadline = time.monotonic() + 20
         while os.sched_getscheduler(child.pid) != os.SCHED_IDLE:
             assert time.monotonic() < deadline, "the process is still no idle one"
@@ -220,7 +226,7 @@ def test_the_tracker_lives_in_an_idle_process_of_its_own() -> None:
 def test_a_tracker_whose_process_dies_stops_nothing() -> None:
     said: list[str] = []
     with labkit.track.follow("aim", "report", "machine", said.append) as board:
-        psutil.Process().children()[0].kill()
+        forwarding()[0].kill()
         time.sleep(0.2)
         metrics.emit("one", 0, {"loss": 1.0})
         board.figures(Path("nowhere"))
@@ -244,7 +250,7 @@ def test_a_tracker_whose_process_hangs_is_killed() -> None:
     said: list[str] = []
     began = time.monotonic()
     with labkit.track.follow("aim", "report", "machine", said.append, drain_seconds=0.5):
-        (child,) = psutil.Process().children()
+        (child,) = forwarding()
         child.suspend()
     assert time.monotonic() - began < 3
     assert said[0].startswith("NOT TRACKED  aim was not done after 0.5 s of waiting at the end; what was measured")
@@ -304,6 +310,7 @@ def test_a_tracker_that_hangs_holds_nothing_up() -> None:
 FULL = """
 import resource, sys
 import labkit.track
+import labkit.track.child
 from labkit import metrics
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
