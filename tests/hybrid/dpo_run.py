@@ -44,7 +44,7 @@ class Killer(TrainerCallback):
 
 def main():
     folder, kill_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     weights, _ = models.prepare("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(weights)

@@ -142,14 +142,15 @@ def test_a_run_resumed_at_any_checkpoint_ends_as_the_run_left_alone(tmp_path, da
 
 
 def test_a_dpo_run_of_the_real_model_killed_and_resumed_ends_as_the_run_left_alone(tmp_path):
-    def run(folder, *kill_at):
-        return subprocess.run([sys.executable, HERE / "dpo_run.py", folder, *map(str, kill_at)], timeout=400).returncode
+    def start(folder, *kill_at):
+        return subprocess.Popen([sys.executable, HERE / "dpo_run.py", folder, *map(str, kill_at)])
 
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert run(alone) == 0
-    assert run(killed, 5) == -signal.SIGKILL
+    beside = start(alone)
+    assert start(killed, 5).wait(400) == -signal.SIGKILL
     assert not (killed / "final.json").exists()
-    assert run(killed) == 0
+    assert start(killed).wait(400) == 0
+    assert beside.wait(400) == 0
     first, second = (json.loads((folder / "final.json").read_text()) for folder in (alone, killed))
     assert first == second
     assert first["losses"][0] == pytest.approx(0.6931, abs=1e-3), "ln 2 before any update"
