@@ -95,5 +95,5 @@ def at_work(hardware: str, report: str) -> str:
     if alive and beat.done < beat.total:
         return f"running, {ago} ago: {describe(beat)}"
     if beat.done < beat.total:
-        return f"stopped {ago} ago at {describe(beat)}; finished pieces are kept: `labkit run {report} --hw {hardware}`"
+        return f"stopped {ago} ago at {describe(beat)}; `labkit run {report} --hw {hardware}` goes on from there"
     return ""

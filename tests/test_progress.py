@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import nbformat
 import psutil
 import pytest
 from nbclient import NotebookClient
+from terminals import shown_in_terminal
 
 from labkit.progress import HEARTBEAT_SECONDS, Heartbeat, Progress, is_alive, read_heartbeat, resident_bytes
 
@@ -263,23 +263,6 @@ def test_heartbeat_file_is_plain_json(tmp_path: Path, clock: Clock, log: io.Stri
     assert set(json.loads(heartbeat.read_text())) == set(Heartbeat.__dataclass_fields__)
 
 
-def run_in_terminal(code: str, **env: str) -> str:
-    """Run code with stderr on a pseudo-terminal and return what the terminal received."""
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"} | env
-    subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=True)
-    os.close(theirs)
-    received = b""
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        # Linux reports the closed other end of a pseudo-terminal as an error, after everything has been read.
-        try:
-            while chunk := terminal.read(65536):
-                received += chunk
-        except OSError:
-            return received.decode()
-    return received.decode()
-
-
 IN_TERMINAL = """
 from labkit.progress import Progress
 with Progress(3, "grid") as progress:
@@ -288,14 +271,14 @@ with Progress(3, "grid") as progress:
 
 
 def test_terminal_gets_one_bar_with_the_text_of_the_lines() -> None:
-    shown = run_in_terminal(IN_TERMINAL)
+    shown = shown_in_terminal([sys.executable, "-c", IN_TERMINAL])
     assert "\x1b[" in shown
     assert "━" in shown
     assert "grid: 3/3 (100%), [d64_l4]" in "".join(lines(shown))
 
 
 def test_headless_run_in_a_terminal_gets_plain_lines() -> None:
-    shown = run_in_terminal(IN_TERMINAL, LABKIT_HEADLESS="1")
+    shown = shown_in_terminal([sys.executable, "-c", IN_TERMINAL], LABKIT_HEADLESS="1")
     assert "\x1b[" not in shown
     assert lines(shown)[0] == "grid: 0/3 (0%)"
 

@@ -7,7 +7,6 @@ lock, processes that are killed, a limit on file size. Expected hashes are compu
 import hashlib
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from nbformat import v4
+from terminals import shown_in_terminal
 
 from labkit import cli, freshness, params, paths, record, watch
 from labkit import run as runner
@@ -305,7 +305,7 @@ def test_ctrl_c_leaves_the_old_figures_and_says_in_one_line_how_to_go_on(clone, 
     assert during.endswith("d64_l4, loss 5.1")
     after = watch.at_work("ci", "claims")
     assert re.match(r"stopped .* ago at grid: 1/3 .*interrupted", after)
-    assert after.endswith("`labkit run claims --hw ci`")
+    assert after.endswith("`labkit run claims --hw ci` goes on from there")
     assert_nothing_changed(old_figures)
 
 
@@ -332,28 +332,10 @@ def test_a_log_gets_the_progress_of_long_work_inside_the_kernel(clone, monkeypat
 
 def test_a_terminal_gets_a_bar_with_cells_and_stage(clone):
     write_notebook(clone, writes(*DECLARED), LONG.replace("while True", "for _ in range(60)"))
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160"}
-    command = [sys.executable, "-m", "labkit.cli", "run", "claims", "--hw", "ci"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = read_terminal(ours)
-    assert process.returncode == 0, shown
+    shown = shown_in_terminal([sys.executable, "-m", "labkit.cli", "run", "claims", "--hw", "ci"], columns=160)
     assert "\x1b[" in shown
     assert re.search(r"claims, cell 4/4 \| grid: 1/3 \(33%\), about .* left, .*iB, d64_l4, loss 5.1", shown), shown
     assert "cell/s" not in shown, "papermill's own bar would fight with it"
-
-
-def read_terminal(ours):
-    received = b""
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        # Linux reports the closed other end of a pseudo-terminal as an error, after everything has been read.
-        try:
-            while chunk := terminal.read(65536):
-                received += chunk
-        except OSError:
-            pass
-    return received.decode()
 
 
 def wait_until(condition, process):

@@ -11,6 +11,7 @@ from labkit.explore.panel import Answer, Explorer, axes, published
 from labkit.figures import style
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
+from labkit.hybrid.plots import scale_by_ratio
 from labkit.hybrid.protocol import BASELINE, frontier
 
 TOTAL = 150
@@ -52,7 +53,8 @@ def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
         for name in (BASELINE, arm):
             line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
-        bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
+        bottom.set(xlabel="seconds of training", ylabel="held-out loss, nats")
+        scale_by_ratio(bottom, pd.concat([lines[BASELINE], lines[arm]])["seconds"])
         bottom.legend(loc="upper right")
         predicted = sum(steps for phase, _, steps in spans if phase is Phase.PREDICT)
         text = (

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from labkit.figures import style
 
@@ -44,6 +45,9 @@ def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> 
         label=f"computing alone, at batch {computed['samples a step']:.0f}",
     )
     axes.set(xscale="log", yscale="log", xlabel="samples for each pass over the weights", ylabel="seconds per sample")
+    ticks = [2**k for k in range(int(np.log2(points["batch"].max())) + 1)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.minorticks_off()
     fig.legend(loc="outside lower center", ncols=2)
     fitted = pd.DataFrame({"series": "fitted here", "batch": batch, "seconds_per_sample": each})
     return fig, pd.concat([points, fitted], ignore_index=True)
@@ -118,6 +122,8 @@ def learning_panel(curves: pd.DataFrame) -> Drawing:
     right.set(
         xlabel="optimizer step", ylabel="streamed and resident apart by (relative)", yscale="log", ylim=(1e-9, 1e-2)
     )
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig, curves
 

@@ -10,10 +10,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from playwright.sync_api import Browser, Page, Route
+from servers import free_port, wait_for
 from transformers import AutoModelForCausalLM, Phi3Config
 
 import labkit.track
@@ -76,19 +75,6 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_port(wanted: int) -> int:
-    """Return a port, the wanted one if nobody has it."""
-    for port in (wanted, 0):
-        with socket.socket() as own:
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                own.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return own.getsockname()[1]
-    raise AssertionError("no port is free")
-
-
 @pytest.fixture(scope="module")
 def board(output: Path) -> Iterator[str]:
     """The address of the board, started by the commands of `make aim`."""
@@ -101,26 +87,17 @@ def board(output: Path) -> Iterator[str]:
     with (output / "board.log").open("wb") as log:
         served = subprocess.Popen(command.split(), stdout=log, stderr=log, start_new_session=True, cwd=paths.root())
     try:
-        wait_for(address, served, output / "board.log")
+        wait_for(lambda: knows_both(address), served, output / "board.log", STARTUP_SECONDS)
         yield address
     finally:
         os.killpg(served.pid, signal.SIGTERM)
         served.wait(30)
 
 
-def wait_for(address: str, served: subprocess.Popen, log: Path) -> None:
-    """Wait until the board answers and knows both runs."""
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline:
-        assert served.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/api/projects/activity", timeout=5) as answer:
-                if b'"num_runs":2' in answer.read().replace(b" ", b""):
-                    return
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"the board did not come up\n{log.read_text()}")
+def knows_both(address: str) -> bool:
+    """Say whether the board has found both runs."""
+    with urllib.request.urlopen(f"{address}/api/projects/activity", timeout=5) as answer:
+        return json.load(answer)["num_runs"] == 2
 
 
 @pytest.fixture

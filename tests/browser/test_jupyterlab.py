@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
+from servers import free_port, wait_for
 
 from labkit import paths
 
@@ -74,7 +74,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, chromium_path: str, ci_output:
         stderr=subprocess.STDOUT,
     )
     try:
-        wait_for(f"http://127.0.0.1:{port}/api/status?token={TOKEN}", server, root / "server.log")
+        status = f"http://127.0.0.1:{port}/api/status?token={TOKEN}"
+        wait_for(lambda: bool(urllib.request.urlopen(status, timeout=5)), server, root / "server.log", START_SECONDS)
         yield Lab(f"http://127.0.0.1:{port}", root)
     finally:
         server.terminate()
@@ -94,23 +95,6 @@ def environment(root: Path, output: Path) -> dict[str, str]:
     own = {name: str(root / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
     return {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own | {"LABKIT_OUTPUT": str(output)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < end:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"JupyterLab does not answer:\n{log.read_text()}")
 
 
 @pytest.fixture
