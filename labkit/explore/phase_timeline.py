@@ -6,12 +6,12 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from labkit.explore.panel import Answer, Explorer, axes, published
 from labkit.figures import style
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
-from labkit.hybrid.plots import scale_by_ratio
 from labkit.hybrid.protocol import BASELINE, frontier
 
 TOTAL = 150
@@ -53,8 +53,10 @@ def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
         for name in (BASELINE, arm):
             line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
-        bottom.set(xlabel="seconds of training", ylabel="held-out loss, nats")
-        scale_by_ratio(bottom, pd.concat([lines[BASELINE], lines[arm]])["seconds"])
+        bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
+        bottom.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        bottom.xaxis.set_major_formatter("{x:g}")
+        bottom.xaxis.minorticks_off()
         bottom.legend(loc="upper right")
         predicted = sum(steps for phase, _, steps in spans if phase is Phase.PREDICT)
         text = (

@@ -219,13 +219,13 @@ class _Runner:
         try:
             self._store.save(cell_key(inputs), inputs, future.result())
             found = self._store.load(cell_key(inputs))
+            if found and "curve" in found:
+                _tell(label, inputs["piece"], found)
         except (RuntimeError, MemoryError, DiskFull) as error:
             self._study.failures[label] = f"{type(error).__name__}: {error}"
-        remark = label
-        if found and "curve" in found:
-            _tell(label, inputs["piece"], found)
-            remark = f"{label}, loss {found['loss_nats']:.3f}"
-        self._progress.advance(1, remark)
+        self._progress.advance(
+            1, f"{label}, loss {found['loss_nats']:.3f}" if found and "loss_nats" in found else label
+        )
         return found
 
     def tune(self, contest: Contest) -> None:
