@@ -63,6 +63,7 @@ def run_study(params: ChunkedOffload) -> Study:
 
     Raises:
         MissingData: a model's weights or the text are not here and cannot be fetched.
+        RuntimeError: the steps could not be timed; no figure stands without them.
     """
     study = Study(params)
     arms = learn_specs(params)
@@ -71,6 +72,10 @@ def run_study(params: ChunkedOffload) -> Study:
     with of_study(n_pieces, "chunked offload", params.hardware, params.report_id()) as progress:
         runner = _Runner(study, progress)
         study.speed = runner.run("speed", speed_spec(params), runner.timed)
+        if study.speed is None:
+            tried = f"{params.streamed_shape} could not be timed within {params.budget_gib} GiB"
+            remedy = "run it again with nothing beside it, or give it more: -p budget_gib=..."
+            raise RuntimeError(f"{tried}: {study.failures['speed']}; {remedy}")
         for arm in arms:
             if done := runner.run(f"learning, batch {arm.batch_size}", arm, learning.measure_learning):
                 study.learning[arm] = done

@@ -46,6 +46,8 @@ def test_what_does_not_fit_is_stopped_and_named() -> None:
         run("hold", 500 * MIB, mib=700)
     with pytest.raises(LimitReached):
         run("hold_above", above_bytes=100 * MIB, mib=400)
+    with pytest.raises(LimitReached, match=r"the limit is 50\.0 MiB, and the process holds .* before it begins"):
+        run("hold", 50 * MIB, mib=1)
     assert run("hold", mib=700)["limits"]["limit_bytes"] == 0
 
 

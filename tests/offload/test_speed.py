@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labkit import models
+from labkit import models, params
 from labkit.files import DiskFull
 from labkit.offload import random_weights, shapes, speed
 from labkit.offload.random_weights import write_random_checkpoint
 from labkit.offload.speed import SpeedSpec
+from labkit.offload.study import run_study
 
 SPEC = SpeedSpec(
     shape="phi3-30m",
@@ -45,6 +46,11 @@ def test_every_timed_step_reads_what_the_plan_says_and_the_weights_are_deleted(t
     assert found["limits"]["limit_bytes"] == SPEC.budget_bytes
     assert found["weights"]["parameters"] == shapes.n_parameters("phi3-30m")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_budget_without_room_for_the_steps_is_named_before_anything_else_runs() -> None:
+    with pytest.raises(RuntimeError, match=r"phi3-30m could not be timed within 0\.2 GiB: LimitReached.*budget_gib"):
+        run_study(params.resolve("chunked_offload", "ci", {"budget_gib": 0.2}))
 
 
 def test_a_random_checkpoint_is_one_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
