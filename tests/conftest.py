@@ -21,6 +21,14 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 _OF_ONE_RUN = ("LABKIT_ROOT", "LABKIT_STAGING", "LABKIT_HEARTBEAT", "LABKIT_HEADLESS", "LABKIT_DEBUG")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, keep together what shares a fixture: a module, and all of `ci_output`."""
+    for item in items:
+        group = "ci_output" if "ci_output" in item.fixturenames else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_run_around_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forget what a surrounding `labkit run` has set; fixtures that outlive a test write to one shared folder."""
