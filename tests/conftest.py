@@ -25,7 +25,7 @@ _OF_ONE_RUN = ("LABKIT_ROOT", "LABKIT_STAGING", "LABKIT_HEARTBEAT", "LABKIT_HEAD
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, keep together what shares a fixture: a module, and all of `ci_output`."""
+    """Keep together, where several processes share the tests, what shares a fixture: a module, all of `ci_output`."""
     for item in items:
         group = "ci_output" if "ci_output" in item.fixturenames else item.nodeid.split("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
