@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Libraries read these when they are imported, which happens while tests are collected.
 os.environ["MPLBACKEND"] = "agg"
@@ -21,14 +22,6 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 _OF_ONE_RUN = ("LABKIT_ROOT", "LABKIT_STAGING", "LABKIT_HEARTBEAT", "LABKIT_HEADLESS", "LABKIT_DEBUG")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, where several processes share the tests, what shares a fixture: a module, all of `ci_output`."""
-    for item in items:
-        group = "ci_output" if "ci_output" in item.fixturenames else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,7 +42,14 @@ def output_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return folder
 
 
-@pytest.fixture(scope="session")
-def ci_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs of the notebooks at their own defaults: a second run finds the cells of the first."""
-    return tmp_path_factory.mktemp("ci-output")
+@pytest.fixture(scope="module")
+def ci_output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of all runs of the notebooks at their own defaults: a second run finds the cells of the first.
+
+    Where several processes share the tests they share it too, one module at a time.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "ci-output"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        yield folder
