@@ -57,7 +57,7 @@ $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
 -include $(foreach r,$(REPORTS),$(OUT)/$(r)/done.d)
 
 test: $(READY)  ## everything that must hold, notebooks included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 nbval: $(READY)  ## only the notebooks, at their own defaults
 	$(BIN)/python -m pytest tests/notebooks

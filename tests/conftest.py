@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 # Libraries read these when they are imported, which happens while tests are collected.
 os.environ["MPLBACKEND"] = "agg"
@@ -42,14 +41,7 @@ def output_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return folder
 
 
-@pytest.fixture(scope="module")
-def ci_output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of all runs of the notebooks at their own defaults: a second run finds the cells of the first.
-
-    Where several processes share the tests they share it too, one module at a time.
-    """
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "ci-output"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        yield folder
+@pytest.fixture(scope="session")
+def ci_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs of the notebooks at their own defaults: a second run finds the cells of the first."""
+    return tmp_path_factory.mktemp("ci-output")
