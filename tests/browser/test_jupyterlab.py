@@ -29,7 +29,7 @@ from servers import free_port, wait_for
 from labkit import paths
 
 TOKEN = "only-for-this-test"
-START_SECONDS, RUN_SECONDS = 60, 540
+START_SECONDS, RUN_SECONDS = 60, 400
 WHOLE_PAGE = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 """Cells out of view stay in the page, so that all of them can be looked at."""
 STATES = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"""
