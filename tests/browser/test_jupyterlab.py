@@ -29,7 +29,8 @@ from servers import free_port, wait_for
 from labkit import paths
 
 TOKEN = "only-for-this-test"
-START_SECONDS, RUN_SECONDS = 60, 400
+START_SECONDS, RUN_SECONDS = 60, 800
+"""Report 000's smoke run has taken 130 s on one processor and 375 s on another: a limit is for what hangs."""
 WHOLE_PAGE = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 """Cells out of view stay in the page, so that all of them can be looked at."""
 STATES = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"""
@@ -127,6 +128,15 @@ def choose_from_menu(page: Page, menu: str, entry: str) -> None:
     page.get_by_role("menuitem", name=entry, exact=True).click()
 
 
+def run_all(page: Page) -> None:
+    """Run the notebook from its menu; a kernel whose connection settles just then forgets what it was asked."""
+    for _ in range(3):
+        choose_from_menu(page, "Run", "Run All Cells")
+        page.wait_for_timeout(5_000)
+        if any(prompt.strip() != "[ ]:" for prompt in page.evaluate(STATES)):
+            return
+
+
 def wait_until_run(page: Page) -> None:
     """Wait until every code cell has its number, or one has failed."""
     end = time.monotonic() + RUN_SECONDS
@@ -144,6 +154,7 @@ def code_of(name: str) -> str:
     return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
+@pytest.mark.timeout(RUN_SECONDS + 100)
 @pytest.mark.parametrize("report", paths.reports())
 def test_a_notebook_runs_from_the_menu_and_shows_its_figures_verdicts_and_explorer(
     report: str, lab: Lab, page: Page
@@ -151,7 +162,7 @@ def test_a_notebook_runs_from_the_menu_and_shows_its_figures_verdicts_and_explor
     name = paths.notebook(report).stem
     open_notebook(page, lab, name)
     expect(page.locator(".jp-Toolbar-kernelName").first).to_contain_text("Python 3", timeout=60_000)
-    choose_from_menu(page, "Run", "Run All Cells")
+    run_all(page)
     wait_until_run(page)
     see_figures(page, SAVES.findall(code_of(name)))
     see_verdicts(page)

@@ -15,6 +15,9 @@ from notebook_tools import KEPT, NOTEBOOKS, Checked, code_cells, finish, read, s
 
 from labkit import params, paths
 
+pytestmark = pytest.mark.timeout(1_800)
+"""Without a browser nothing has run the notebooks before, and a slow processor takes ten minutes for all of them."""
+
 
 @pytest.fixture(scope="module")
 def checked(ci_output: Path) -> Checked:
