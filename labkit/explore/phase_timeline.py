@@ -54,7 +54,7 @@ def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
             line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
         bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
-        bottom.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        bottom.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         bottom.xaxis.set_major_formatter("{x:g}")
         bottom.xaxis.minorticks_off()
         bottom.legend(loc="upper right")

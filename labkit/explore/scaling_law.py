@@ -59,7 +59,7 @@ def _fitted(rows: pd.DataFrame, column: str, floor: bool, panel: object) -> str:
     try:
         found = fit_law(rows[column], rows["loss_nats"], floor=floor, bootstrap=0)
     except ValueError as error:
-        return f"{len(rows)} models, no law: {error}"
+        return f"{len(rows)} model{'s' * (len(rows) != 1)}, no law: {error}"
     sizes = np.geomspace(rows[column].min(), rows[column].max(), 60)
     panel.plot(sizes, found.E + found.A * sizes**-found.alpha, color="black")
     floored = f"above an irreducible {found.E:.3g} nats" if floor else "without an irreducible loss"
