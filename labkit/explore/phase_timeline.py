@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from labkit.explore.panel import Answer, Explorer, axes, published
 from labkit.figures import style
@@ -54,7 +54,10 @@ def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
             line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
         bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
-        bottom.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        low, high = bottom.get_xlim()
+        bottom.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 3, 5)) if high > 5 * low else MaxNLocator(5, steps=(1, 2, 5, 10))
+        )
         bottom.xaxis.set_major_formatter("{x:g}")
         bottom.xaxis.minorticks_off()
         bottom.legend(loc="upper right")
