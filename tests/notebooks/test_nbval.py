@@ -16,7 +16,7 @@ from notebook_tools import KEPT, NOTEBOOKS, Checked, code_cells, finish, read, s
 from labkit import params, paths
 
 pytestmark = pytest.mark.timeout(1_800)
-"""Without a browser nothing has run the notebooks before, and a slow processor takes ten minutes for all of them."""
+"""Without a browser nothing has run the notebooks before; of one half, two have taken 376 and 163 s on a Xeon."""
 
 
 @pytest.fixture(scope="module")

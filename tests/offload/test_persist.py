@@ -104,7 +104,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -
     n, chance = 40, random.Random(0)
     whole = start(tmp_path / "m", tmp_path / "whole.safetensors", tmp_path / "whole", n)
     assert whole.wait(120) == 0
-    for steps in (1, 5, 3):
+    for steps in (1, 5, 0, 3):
         run = start(tmp_path / "m", tmp_path / "cut.safetensors", tmp_path / "cut", n)
         assert run.stdout.readline() == b"ready\n"
         wait_for(run, tmp_path / "cut", steps)
