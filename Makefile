@@ -9,12 +9,15 @@ REPORTS := $(patsubst %.ipynb,%,$(shell cd notebooks && ls | grep -E '^[0-9]{2}_
 WINGS   := $(filter-out claims,$(REPORTS))
 BOARD   := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/aim
 TRACK   ?=
+FRESH   ?=
 LAB     ?=
 # What labkit.kernels says that a kernel should find.
 KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
            PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
 PROFILES := $(sort $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))
+# Reports with committed cells on HW, which can be rendered.
+RENDERED := $(strip $(foreach r,$(WINGS),$(if $(wildcard figures/$(HW)/$(r)/cells.json.xz),$(r))))
 SOURCES := labkit tests benchmarks notebooks
 
 ifeq ($(filter $(HW),$(PROFILES)),)
@@ -25,10 +28,10 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup figures $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
+.PHONY: help setup figures render evidence $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
 
 help:  ## list the targets
-	@echo "make TARGET [HW=profile]   (profiles: $(PROFILES))"
+	@echo "make TARGET [HW=profile] [FRESH=1: leave committed cells aside]   (profiles: $(PROFILES))"
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 	@echo "  REPORT        one report: $(REPORTS)"
 
@@ -50,11 +53,22 @@ figures: $(WINGS) claims  ## run every notebook that is not up to date and publi
 define REPORT_RULES
 $(sort $(1) $(subst _,-,$(1))): $(OUT)/$(1)/done
 $(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
-	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))
+	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))$(if $(FRESH), --fresh)
 endef
 $(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard notebooks/*_$(r).ipynb)))))
 $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
 -include $(foreach r,$(REPORTS),$(OUT)/$(r)/done.d)
+
+render: $(READY)  ## make published figures again from committed cells, in seconds, training nothing
+	@$(if $(RENDERED),:,echo "no cells are committed for $(HW); those with some: $(notdir $(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(wildcard figures/*/*/cells.json.xz))))))" && exit 2)
+	$(if $(RENDERED),+@$(MAKE) --no-print-directory -j2 $(addprefix render-,$(RENDERED)))
+	$(if $(wildcard figures/$(HW)/claims/claims.csv),$(BIN)/labkit render claims --hw $(HW))
+
+render-%: $(READY)
+	$(BIN)/labkit render $* --hw $(HW)
+
+evidence: $(READY)  ## hold the code against evidence.lock
+	$(BIN)/labkit evidence check
 
 test: $(READY)  ## everything that must hold, notebooks included
 	$(BIN)/python -m pytest

@@ -32,7 +32,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import labkit.track
 from labkit import metrics
 from labkit.stats import bootstrap_ci
-from labkit.trainer_metrics import of_trainers
+from labkit.trainer_metrics import TrainerMetrics
 
 ARMS = ("none", "aim", "sleeps")
 SLEEP_SECONDS = 1.0
@@ -94,10 +94,10 @@ def train(steps: int, adapters: int, width: int, threads: int, followed_by: str 
         output_dir=tempfile.gettempdir(), max_steps=steps, per_device_train_batch_size=BATCH, logging_steps=1,
         use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
     )  # fmt: skip
-    with of_trainers("followed", {"adapters": adapters}):
-        trainer = Trainer(model, arguments, train_dataset=[{"x": x, "labels": y} for x, y in rows])
+    data, clock = [{"x": x, "labels": y} for x, y in rows], Clock()
+    with TrainerMetrics("followed", {"adapters": adapters}) as followed:
+        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[followed, clock])
         trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
-        trainer.add_callback(clock := Clock())
         trainer.train()
     return clock.ends[-1] - clock.ends[1], trainer.state.log_history[-2]["loss"]
 

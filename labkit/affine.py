@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 from scipy.optimize import nnls
 
+from labkit.units import settled
+
 Values = NDArray[np.float64]
 
 _MOST_STEPS = 200
@@ -137,9 +139,9 @@ def fit_affine(
     repeats = _repeat_ends(data, nonnegative, level, n_resamples, seed)
     held_out = _held_out(data, centre, nonnegative) if freedom else {}
     return AffineFit(
-        intercept=float(theta[0]),
-        slope=float(theta[1]),
-        per_layer=float(theta[2]) if len(theta) == 3 else None,
+        intercept=settled(theta[0]),
+        slope=settled(theta[1]),
+        per_layer=settled(theta[2]) if len(theta) == 3 else None,
         ci=_hull(data, theta, misses, repeats, nonnegative, level) if freedom else {},
         ci_repeats=repeats,
         level=level,
@@ -231,7 +233,7 @@ def _repeat_ends(
     )
     thetas = np.array([_solve(data.design, centre, nonnegative) for centre in drawn])
     ends = np.quantile(thetas, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return {name: (float(low), float(high)) for name, low, high in zip(data.names, *ends, strict=True)}
+    return {name: (settled(low), settled(high)) for name, low, high in zip(data.names, *ends, strict=True)}
 
 
 def _hull(
@@ -253,7 +255,7 @@ def _hull(
     for i, name in enumerate(data.names):
         of_repeats = repeats.get(name, (theta[i], theta[i]))
         low, high = min(theta[i] - reach[i], of_repeats[0]), max(theta[i] + reach[i], of_repeats[1])
-        ends[name] = (float(max(low, 0.0) if nonnegative else low), float(high))
+        ends[name] = (settled(max(low, 0.0) if nonnegative else low), settled(high))
     return ends
 
 
@@ -265,7 +267,8 @@ def _held_out(data: _Data, centre: Values, nonnegative: bool) -> dict[Hashable, 
         if _identified(rest):
             theta = _solve(rest, np.delete(centre, i), nonnegative)
             predicted = float(data.design[i] @ theta)
-            errors[label] = predicted / math.exp(centre[i]) - 1
+            # Decimals, not digits: where the law holds exactly only rounding is left.
+            errors[label] = round(predicted / math.exp(centre[i]) - 1, 9)
     return errors
 
 

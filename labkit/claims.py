@@ -2,7 +2,7 @@
 
 `verdict` takes the first line that applies:
 
-    stale                    the row's result was made from other code or parameters than the current ones
+    stale                    the row's result stands on cells of another version, or on other data or parameters
     inconsistent in source   the audit (labkit.audit) contradicts the row
     reproduced               a result is strong enough, and it or its interval meets the reported value ± tolerance
     not reproduced           a result is strong enough, and it does not
@@ -23,18 +23,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.table import Column, Table
 from rich.text import Text
 
-from labkit import params, paths, record
+from labkit import params, paths
 from labkit.audit import Check, Claim, Finding, audit, read_ledger
 from labkit.formula import Interval
 from labkit.schema import Scale
 from labkit.units import GB, GIB, MB, MIB
+from labkit.workflow import evidence
 
 LEDGER = Path(__file__).resolve().parent / "ledger"
 COLUMNS = ["claim", "reported", "measured", "unit", "verdict", "grade", "why"]
@@ -120,7 +121,9 @@ class Results(BaseModel):
     report: str
     profile: str
     scale: Annotated[Scale, Field(strict=False)]
-    fingerprint: str
+    params: dict[str, Any] | None = None
+    evidence: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
     results: dict[str, Result]
     out_of_reach: dict[str, OutOfReach] = {}
 
@@ -150,7 +153,7 @@ class Judgement(NamedTuple):
 
 
 def verdict(
-    claim: Claim, result: Evidence | None, findings: Sequence[Finding], scale: Scale | None, stale: bool
+    claim: Claim, result: Evidence | None, findings: Sequence[Finding], scale: Scale | None, stale: Sequence[str] = ()
 ) -> Judgement:
     """Derive the verdict on one row; the order is the table in the module's docstring.
 
@@ -159,12 +162,12 @@ def verdict(
         result: what the run says about it, None if nothing.
         findings: of the report's audit.
         scale: how much of the report's experiment the run held, None without a run.
-        stale: whether the run was made from other code or parameters than the current ones.
+        stale: why the run no longer stands; nothing if it does.
     """
     found = next((finding for finding in findings if finding.claim == claim.id), None)
     if result and stale:
         grade = result.grade if result.result else None
-        return Judgement(Verdict.STALE, grade, "made from other code or parameters; run the report again")
+        return Judgement(Verdict.STALE, grade, f"{'; '.join(stale)}; run the report again")
     if found and found.kind == "contradiction":
         return Judgement(Verdict.INCONSISTENT, Grade.TEXT, found.why)
     measured, cost = (result.result, result.out_of_reach) if result else (None, None)
@@ -274,7 +277,7 @@ def judge(
     results_dir: Path | str,
     *,
     report: str | None = None,
-    current_fingerprint: str | Mapping[str, str] | None = None,
+    stale: Mapping[str, Sequence[str]] | None = None,
     ledger_dir: Path = LEDGER,
 ) -> pd.DataFrame:
     """Put every number of the reports beside what was measured, with a verdict.
@@ -283,7 +286,7 @@ def judge(
         results_dir: figures/<profile>, or the folder of one report in it (recognised by its results.json); without
             results, rows are judged by the audit alone.
         report: one report; all of them if not given.
-        current_fingerprint: what a run made now would record, for all reports or by report; None skips the check.
+        stale: why what is on record of a report no longer stands, by report.
         ledger_dir: folder of ledgers.
 
     Returns:
@@ -299,31 +302,38 @@ def judge(
     rows: list[dict[str, str]] = []
     for ledger in ledgers(report, ledger_dir):
         file = alone if alone.exists() else folder / ledger.stem / "results.json"
-        given = current_fingerprint
-        rows += _judge_ledger(ledger, file, given.get(ledger.stem) if isinstance(given, Mapping) else given)
+        rows += _judge_ledger(ledger, file, (stale or {}).get(ledger.stem, ()))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def judge_profile(hardware: str, report: str | None = None) -> pd.DataFrame:
-    """Judge what is published for a profile, against the code and parameters as they are now; see `judge`."""
+    """Judge what is published for a profile, against versions, data and parameters as they are now; see `judge`."""
     folder = paths.output_root() / "figures" / hardware
-    published = [path.stem for path in ledgers(report) if (folder / path.stem / "results.json").exists()]
-    current = {name: record.fingerprint(name, params.resolve(name, hardware).digest()) for name in published}
-    return judge(folder, report=report, current_fingerprint=current)
+    files = {path.stem: folder / path.stem / "results.json" for path in ledgers(report)}
+    stale = {name: why_stale(name, hardware, _read_results(file)) for name, file in files.items() if file.exists()}
+    return judge(folder, report=report, stale=stale)
 
 
-def _judge_ledger(ledger: Path, file: Path, current: str | None) -> list[dict[str, str]]:
+def why_stale(report: str, hardware: str, results: Results) -> list[str]:
+    """Say why published results no longer stand. Of those recorded before cells were kept only parameters can tell."""
+    resolved = params.resolve(report, hardware)
+    made_with = results.params or (results.provenance or {}).get("params", {})
+    return evidence.why_stale(results.evidence or evidence.NONE, made_with, resolved)
+
+
+def _judge_ledger(ledger: Path, file: Path, stale: Sequence[str]) -> list[dict[str, str]]:
     results = _read_results(file) if file.exists() else None
-    stale = results is not None and current not in (None, results.fingerprint)
+    before_cells = f" ({evidence.OLD})" if results and results.evidence is None else ""
     findings, rows = audit(ledger), []
     for claim in read_ledger(ledger).claims:
         try:
-            evidence = _evidence(claim, results) if results else None
+            heard = _evidence(claim, results) if results else None
         except ValueError as error:
             raise ValueError(f"{file}, {error}") from None
-        judged = verdict(claim, evidence, findings, results and results.scale, stale)
-        measured = str(evidence.result or "") if evidence else ""
-        why = f"{judged.why}. {claim.note}" if claim.note else judged.why
+        judged = verdict(claim, heard, findings, results and results.scale, stale)
+        measured = str(heard.result or "") if heard else ""
+        why = judged.why + (before_cells if measured else "")
+        why = f"{why}. {claim.note}" if claim.note else why
         row = (claim.id, claim.printed, measured, claim.unit, judged.verdict, judged.grade or "", why)
         rows.append(dict(zip(COLUMNS, map(str, row), strict=True)))
     return rows

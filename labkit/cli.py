@@ -21,6 +21,8 @@ HELP = (
 )
 EPILOG = "Exit code 0 is success, 1 a failed run or a contradiction, 2 bad input. More: README.md and docs/howto.md."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP, epilog=EPILOG)
+evidence = typer.Typer(no_args_is_help=True, help="Check, sign and pack the evidence that published numbers stand on.")
+app.add_typer(evidence, name="evidence")
 # Paths and messages may hold square brackets, which are no markup. A log or a pipe has no width; tables need some.
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
@@ -41,15 +43,25 @@ Hardware = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("-p", "--param", help="key=value for this run only; the value is YAML 1.2.")
 ]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Leave committed cells aside: measure here what this kind of machine has on record."),
+]
 Track = Annotated[
     str | None, typer.Option("--track", help="Follow the run: aim, tensorboard, or none to switch the profile's off.")
 ]
 
 
 @app.command()
-def run(report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Track = None) -> None:
+def run(
+    report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Track = None, fresh: Fresh = False
+) -> None:
     """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
     from labkit import run as runner
+    from labkit.workflow.cells import FRESH
+
+    if fresh:
+        os.environ[FRESH] = "1"
 
     try:
         runner.run(report, hw, _overrides(param), say=console.print, track=track)
@@ -57,7 +69,7 @@ def run(report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Tr
         # asyncio would print the traceback of the interrupted cell below the one line that matters.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         sys.stderr.write(
-            f"labkit: interrupted; published figures are as they were and finished pieces are kept: run "
+            f"labkit: interrupted; published figures are as they were and finished cells are kept: run "
             f"`labkit run {report} --hw {hw}` again to go on\n"
         )
         raise typer.Exit(130) from None
@@ -65,7 +77,7 @@ def run(report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Tr
 
 @app.command()
 def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
-    """Show what a run would take: pieces of work, FLOPs, time, memory, disk."""
+    """Show what a run would take: cells, FLOPs, time, memory, disk."""
     from labkit import params
     from labkit import plan as planner
 
@@ -133,13 +145,51 @@ def audit(
 
 
 @app.command()
+def render(report: Report, hw: Hardware = "cpu") -> None:
+    """Make a published profile's figures, tables and verdicts again from its cells on record, training nothing."""
+    from labkit import run as runner
+
+    runner.render(report, hw, say=console.print)
+
+
+@evidence.command("check")
+def evidence_check() -> None:
+    """Hold every cell function's code against its version; run the goldens of those whose code changed."""
+    from labkit.workflow import lock
+
+    if not lock.check(say=console.print):
+        raise typer.Exit(1)
+    console.print("every cell function does what its version promises")
+
+
+@evidence.command("sign")
+def evidence_sign(
+    names: Annotated[list[str] | None, typer.Argument(help="Cell functions; all of them if left out.")] = None,
+) -> None:
+    """Record the goldens of new cell functions and new versions, and this machine's rounding of the others."""
+    from labkit.workflow import lock
+
+    lock.sign(names, say=console.print)
+
+
+@evidence.command("save")
+def evidence_save(report: Report, hw: Hardware = "cpu") -> None:
+    """Pack the finished cells of a report into figures/PROFILE/REPORT/cells.json.xz, also while a run is incomplete."""
+    from labkit import params
+    from labkit.workflow.evidence import save
+
+    path, n = save(params.resolve(report, hw))
+    console.print(f"{n} cells in {path}")
+
+
+@app.command()
 def status(hw: Hardware = "cpu") -> None:
-    """Say what is running on a profile and how far it is, which reports `make figures` would run again, and why."""
-    from labkit.freshness import status as why_stale
+    """Say what is running on a profile, how far it is, which cells have to run, and what is only to be rendered."""
+    from labkit.freshness import states
     from labkit.watch import at_work
 
-    for report, reasons in why_stale(hw).items():
-        console.print(f"{report}: " + ("; ".join(reasons) if reasons else "up to date"))
+    for report, said in states(hw):
+        console.print(f"{report}: {said}")
         if told := at_work(hw, report):
             console.print(f"  {told}")
 
@@ -165,10 +215,11 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
 def main() -> None:
     """Run the command line; user errors become one line on stderr and exit code 2."""
     from labkit.record import RunFailed
+    from labkit.workflow.goldens import GoldenFailed
 
     try:
         app()
-    except RunFailed as error:
+    except (RunFailed, GoldenFailed) as error:
         _fail(error, 1)
     except (ValueError, OSError) as error:
         _fail(error, 2)

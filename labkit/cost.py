@@ -10,9 +10,9 @@ class Cost:
     """What a run of a report takes."""
 
     n_cells: int
-    """Pieces of work."""
+    """Cells: finished pieces of work, each kept as it ends."""
     pieces: str = "models"
-    """What a piece of work is, in the plural."""
+    """What a cell is, in the plural."""
     tokens: float
     """Tokens they see together."""
     flops: float
@@ -24,7 +24,7 @@ class Cost:
     other_seconds: float = 0.0
     """Time that no FLOPs explain: weights streamed while decoding, random weights made, files read."""
     peak_bytes: float
-    """Memory of the largest pieces that run side by side."""
+    """Memory of the largest cells that run side by side."""
     disk_bytes: float
     """What is written: cell records, figures, the executed notebook, cached text and weights."""
 

@@ -5,7 +5,7 @@ provenance holds no clock time, and they carry that provenance inside, so that a
 
     name.png  tEXt chunks Title (caption), Description (alt text), labkit (provenance as JSON)
     name.svg  <title> (alt text) and Dublin Core Description (provenance as JSON)
-    name.csv  the twin: floats as their shortest exact decimals
+    name.csv  the twin: what was plotted, floats with seven digits (labkit.workflow.tables)
 
 Colour never stands alone: `style` gives each series its own colour, marker and line style.
 """
@@ -31,6 +31,7 @@ import seaborn as sns
 from PIL import Image
 
 from labkit.files import write_atomically
+from labkit.workflow import tables
 
 PNG_DPI = 150
 MIN_ALT_CHARS = 20
@@ -246,7 +247,7 @@ def _render(fig: matplotlib.figure.Figure, file_format: str, metadata: Mapping[s
 
 def _twin(data: pd.DataFrame) -> bytes:
     named_index = any(level is not None for level in data.index.names)
-    return data.to_csv(index=named_index, lineterminator="\n").encode("utf-8")
+    return tables.to_csv(data, index=named_index)
 
 
 def _png_record(path: Path) -> str | None:

@@ -26,30 +26,38 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         DiskFull: no room; the message names the file and its size.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"{path}: no room for {len(data)} bytes ({error.strerror}); free some space or set LABKIT_OUTPUT to "
-            "another disk, then rerun: what was finished is kept"
-        ) from error
+    with replacing(path, n_bytes=len(data)) as aside:
+        aside.write_bytes(data)
 
 
 @contextmanager
-def disk_errors(path: Path, variable: str = "LABKIT_OUTPUT") -> Iterator[None]:
+def replacing(path: Path, *, n_bytes: int | None = None) -> Iterator[Path]:
+    """Yield a file to write by whatever means; it takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: the file to replace; its folder is made.
+        n_bytes: size of what is written, where it is known, for the message.
+
+    Raises:
+        DiskFull: no room; the old file is as it was.
+    """
+    with disk_errors(path, n_bytes=n_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        aside = Path(name)
+        try:
+            yield aside
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+            aside.chmod(0o644)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path, variable: str = "LABKIT_OUTPUT", *, n_bytes: int | None = None) -> Iterator[None]:
     """Turn a full disk inside the block into `DiskFull`, for writers that are not ours; `variable` moves the path.
 
     Raises:
@@ -60,5 +68,7 @@ def disk_errors(path: Path, variable: str = "LABKIT_OUTPUT") -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        remedy = f"free some space or set {variable} to another disk"
-        raise DiskFull(f"{path}: no room ({error.strerror}); {remedy}") from error
+        size = "" if n_bytes is None else f" for {n_bytes} bytes"
+        again = "" if n_bytes is None else ", then rerun: what was finished is kept"
+        remedy = f"free some space or set {variable} to another disk{again}"
+        raise DiskFull(f"{path}: no room{size} ({error.strerror}); {remedy}") from error

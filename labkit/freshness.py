@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from labkit import claims, params, paths, record
+from labkit import claims, params, paths, record, units
 from labkit.files import write_atomically
+from labkit.schema import Params
+from labkit.workflow import evidence
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +44,27 @@ def mark_done(report: str, hardware: str, inputs: Mapping[str, str], *, custom: 
         done.unlink(missing_ok=True)
     else:
         write_atomically(done, b"")
+
+
+def states(hardware: str) -> Iterator[tuple[str, str]]:
+    """Yield each report with one of three states: cells have to run, only the rendering is out of date, up to date.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    for report, reasons in status(hardware).items():
+        yield report, _state(params.resolve(report, hardware), reasons)
+
+
+def _state(resolved: Params, reasons: list[str]) -> str:
+    published = paths.figures(resolved.hardware, resolved.report_id()) / "results.json"
+    if published.exists() and "evidence" not in json.loads(published.read_text(encoding="utf-8")):
+        return f"published as it was {evidence.OLD}"
+    found = evidence.look(resolved)
+    if why := found.why_run():
+        took = f", about {units.format_seconds(found.seconds)} when they last ran" if found.seconds else ""
+        return f"must run, {found.n_present} cells are on record: {'; '.join(why)}{took}"
+    return f"rendering out of date, seconds to make: {'; '.join(reasons)}" if reasons else "up to date"
 
 
 def status(hardware: str) -> dict[str, list[str]]:

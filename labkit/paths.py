@@ -74,7 +74,12 @@ def reports() -> list[str]:
 
 def figures(hardware: str, report: str) -> Path:
     """Return the published folder of a report on a profile."""
-    return output_root() / "figures" / hardware / report
+    return figures_of(output_root(), hardware, report)
+
+
+def figures_of(folder: Path, hardware: str, report: str) -> Path:
+    """Return the folder of a report's figures on a profile below the folder that holds figures/."""
+    return folder / "figures" / hardware / report
 
 
 def staging(hardware: str, report: str) -> Path:

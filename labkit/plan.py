@@ -8,7 +8,7 @@ from labkit import params, units
 from labkit.cost import Cost
 from labkit.schema import Params
 
-# By name, not by import: what a notebook imports makes it stale, and one report's code must not do that to another.
+# By name, not by import: a wing takes seconds to import, and who plans one report needs none of the others.
 _PLANS = {
     "scaling_grid": ("labkit.scaling.cost", "plan_grid"),
     "size_inertia": ("labkit.inertia.cost", "plan_study"),

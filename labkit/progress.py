@@ -9,6 +9,7 @@ In JupyterLab it is a widget, in a terminal a bar, anywhere else (a log, papermi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ import psutil
 from labkit import faces, paths
 from labkit.files import write_atomically
 from labkit.units import format_bytes, format_seconds
+from labkit.workflow.cells import rendering
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -206,7 +208,12 @@ def describe(beat: Heartbeat) -> str:
 
 
 def of_study(total: int, label: str, hardware: str, report: str) -> Progress:
-    """Return the progress of a report's pieces, which are kept as they finish; `labkit status` reads its heartbeat."""
+    """Return the progress of a report's cells, which are kept as they finish; `labkit status` reads its heartbeat.
+
+    Where nothing may run there is nothing to tell, and a run under way elsewhere keeps its own heartbeat.
+    """
+    if rendering():
+        return Progress(total, label, stream=io.StringIO())
     heartbeat = paths.runs(hardware, report) / "heartbeat.json"
     return Progress(total, label, heartbeat=heartbeat, resumable=True)
 

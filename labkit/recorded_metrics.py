@@ -1,6 +1,7 @@
-"""What a finished piece has on record, told afterwards to whoever follows (`labkit.metrics`).
+"""What a finished cell has on record, told afterwards to whoever follows (`labkit.metrics`).
 
-Cells are pure functions of their source, which speaks to nobody; a study tells what they recorded when they are back.
+Loops of small models speak to nobody while they train: they keep a thinned curve, and a study tells it when they are
+back.
 """
 
 from __future__ import annotations

@@ -174,8 +174,9 @@ def _index(hardware: str, reports: list[str]) -> str:
 
 def _link(report: str, hardware: str) -> str:
     made = _run_record(report, hardware)
-    commit = made["provenance"]["git"]["commit"] or "no commit"
-    told = f"{report}: {made['scale']} scale, {made['finished']}, {commit[:12]}"
+    ran = made.get("run") or {}
+    commit = ran.get("git", {}).get("commit") or "no commit"
+    told = f"{report}: {made['scale']} scale, {ran.get('finished', 'not run here')}, {commit[:12]}"
     heading = title(_executed(report, hardware))
     return f'<li><a href="{report}.html">{escape(heading)}</a><br>{escape(told)}</li>'
 

@@ -11,9 +11,7 @@ import errno
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,10 +27,14 @@ from labkit.plan import describe, plan
 from labkit.schema import Params
 from labkit.track import choose, follow
 from labkit.watch import cells, in_terminal, watch
+from labkit.workflow import lock, notebook, publish
+from labkit.workflow.cells import RENDER
+from labkit.workflow.evidence import functions_of, look
+from labkit.workflow.origin import git_state
 
-__all__ = ["describe", "doctor", "exclusive", "plan", "run", "status"]
+__all__ = ["describe", "doctor", "exclusive", "plan", "render", "run", "status"]
 
-_BAD_INPUT = {"DiskFull", "MissingData", "MissingDevice", "MissingWeights", "TooLarge"}
+_BAD_INPUT = {"DiskFull", "MissingCells", "MissingData", "MissingDevice", "MissingWeights", "TooLarge"}
 # A kernel warns about its transport and calls the interrupt of every normal shutdown an error.
 _QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
@@ -58,8 +60,8 @@ def run(
         the published folder.
 
     Raises:
-        ValueError: bad parameters, a missing device or corpus, too little memory, a full disk, or a second run of the
-            same target; the last good figures are untouched.
+        ValueError: bad parameters, a missing device or corpus, too little memory, a full disk, code that no longer
+            does what its version promises, or a second run of the same target; the last good figures are untouched.
         record.RunFailed: the notebook raised, its kernel died or it did not write a declared output; the last good
             figures are untouched.
     """
@@ -67,23 +69,67 @@ def run(
     cost = plan(resolved)
     say(describe(resolved, cost))
     _refuse(doctor(resolved, cost))
+    _refuse_changed_behaviour(report, say)
     following = follow(tracker, report, hardware, say)
-    with exclusive(report, hardware), following as board, _staging(report, hardware) as staging:
+    with exclusive(report, hardware), following as board:
+        published = _make(resolved, overrides, say, {})
+        board.figures(published)
+    return published
+
+
+def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Path:
+    """Make the figures, tables and verdicts of a published profile again from its cells on record, running none.
+
+    Returns:
+        the published folder.
+
+    Raises:
+        ValueError: cells are missing, which are listed; a second run of the same target.
+        record.RunFailed: as `run`.
+    """
+    resolved = params.resolve(report, hardware)
+    state = look(resolved)
+    if lacking := [*state.missing, *(f"{name} ({why})" for name, why in state.outdated.items())]:
+        listed = "\n".join(f"  {one}" for one in lacking)
+        remedy = f"`labkit run {report} --hw {hardware}` computes them"
+        raise ValueError(f"{report} on {hardware}: {len(lacking)} cells are not on record; {remedy}\n{listed}")
+    with exclusive(report, hardware):
+        return _make(resolved, None, say, {RENDER: "1"})
+
+
+def _make(
+    resolved: Params, overrides: Mapping[str, Any] | None, say: Callable[[str], None], environment: Mapping[str, str]
+) -> Path:
+    """Execute the notebook into a fresh folder and publish it in one step."""
+    report, hardware = resolved.report_id(), resolved.hardware
+    with publish.staging(paths.figures(hardware, report)) as staging:
         started, inputs = time.time(), input_hashes(report, hardware)
-        executed = _execute(resolved, staging, say)
+        executed = _execute(resolved, staging, say, environment)
         _check_outputs(resolved, staging, executed)
-        _write_record(resolved, staging, time.time() - started, inputs, overrides)
-        published = _publish(staging, paths.figures(hardware, report))
+        _write_notebook(executed, staging)
+        ran = _last_run(report, hardware) if environment else _this_run(time.time() - started)
+        _write_record(resolved, staging, ran, inputs, overrides)
+        published = publish.swap_in(staging, paths.figures(hardware, report))
         os.replace(executed, executed.with_name("executed.ipynb"))
         mark_done(report, hardware, inputs, custom=bool(overrides))
-        board.figures(published)
-    for piece in _failed_pieces(published):
-        say(f"NOT MEASURED  {piece}")
+    for cell in _failed_cells(published):
+        say(f"NOT MEASURED  {cell}")
     say(f"published {published} in {units.format_seconds(time.time() - started)}")
     return published
 
 
-def _failed_pieces(published: Path) -> list[str]:
+def _refuse_changed_behaviour(report: str, say: Callable[[str], None]) -> None:
+    """Hold the code against its version before it computes cells under that version's name."""
+    drifted = [one.name for one in lock.drift(functions_of(report)) if one.why == "code"]
+    if drifted:
+        say(f"code changed: running the goldens of {', '.join(drifted)}")
+        told: list[str] = []
+        if not lock.check(drifted, told.append):
+            raise ValueError("\n".join(told))
+        say("\n".join(told))
+
+
+def _failed_cells(published: Path) -> list[str]:
     """List what the notebook went on without: its claims stay unjudged, and nobody should have to find out later."""
     results = published / "results.json"
     return json.loads(results.read_text(encoding="utf-8"))["failures"] if results.exists() else []
@@ -121,45 +167,7 @@ def exclusive(report: str, hardware: str) -> Iterator[None]:
         lock.release()
 
 
-@contextlib.contextmanager
-def _staging(report: str, hardware: str) -> Iterator[Path]:
-    """A fresh folder beside the published ones, removed whatever happens."""
-    final = paths.figures(hardware, report)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _recover(final)
-    folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{report}.new."))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _recover(final: Path) -> None:
-    """Clean up after a run that was killed: half-made folders go, figures caught between two renames come back."""
-    for left in final.parent.glob(f".{final.name}.new.*"):
-        shutil.rmtree(left)
-    old = _set_aside(final)
-    if old.exists() and final.exists():
-        shutil.rmtree(old)
-    elif old.exists():
-        os.rename(old, final)
-
-
-def _publish(staging: Path, final: Path) -> Path:
-    """Swap the new folder in; the old one is gone only once the new one stands."""
-    os.chmod(staging, 0o755)
-    if final.exists():
-        os.rename(final, _set_aside(final))
-    os.rename(staging, final)
-    shutil.rmtree(_set_aside(final), ignore_errors=True)
-    return final
-
-
-def _set_aside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
-
-
-def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Path:
+def _execute(resolved: Params, staging: Path, say: Callable[[str], None], more: Mapping[str, str]) -> Path:
     """Run the source notebook into a fresh file; keep it among the failed ones if it raises."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -177,6 +185,7 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None]) -> Pat
         "LABKIT_HEARTBEAT": str(heartbeat),
         "LABKIT_HEADLESS": "1",
         "MPLBACKEND": "agg",
+        **more,
     }
     try:
         with _environment(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
@@ -249,19 +258,38 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def _write_notebook(executed: Path, staging: Path) -> None:
+    """Publish the notebook with its outputs, which a page of a code host shows."""
+    places = [(staging, "."), (paths.output_root(), "."), (paths.root(), "."), (Path.home(), "~")]
+    write_atomically(staging / notebook.NAME, notebook.published(executed, places))
+
+
+def _this_run(seconds: float) -> dict[str, Any]:
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"seconds": round(seconds, 1), "finished": finished, "git": git_state()}
+
+
+def _last_run(report: str, hardware: str) -> dict[str, Any] | None:
+    """Return what is on record of the run that computed what is now rendered again."""
+    path = paths.figures(hardware, report) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("run") if path.exists() else None
+
+
 def _write_record(
-    resolved: Params, staging: Path, seconds: float, inputs: Mapping[str, str], overrides: Mapping[str, Any] | None
+    resolved: Params,
+    staging: Path,
+    ran: Mapping[str, Any] | None,
+    inputs: Mapping[str, str],
+    overrides: Mapping[str, Any] | None,
 ) -> None:
-    """Write run.json: what ran, from what, how long, and what came out."""
+    """Write run.json: what ran, from what, and what came out. A report that is rendered again keeps its run's times."""
     document = {
         "report": resolved.report_id(),
         "profile": resolved.hardware,
         "scale": params.scale(resolved),
         "overrides": dict(overrides or {}),
-        "seconds": round(seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "run": ran,
         "inputs": dict(inputs),
         "outputs": {name: record.file_hash(path) for name, path in _files(staging).items()},
-        "provenance": record.provenance(resolved.model_dump()),
     }
     write_atomically(staging / "run.json", record.dump_json(document))

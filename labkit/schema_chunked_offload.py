@@ -1,6 +1,4 @@
-"""The parameters of report 001, in a module of their own: trained cells of other reports carry the hash of the module
-that holds their parameters, and a report that is added must not make them stale.
-"""
+"""The parameters of report 001: streamed steps, learning beside a resident twin, and the whole shape."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from labkit.schema import Layer, ModelName, Params
+from labkit.schema import Layer, ModelName, Params, check_lists
 
 StreamedShape = Literal["phi3-30m", "phi3-1b", "phi3-2.5b", "phi-4"]
 """Random-weight shapes that labkit.offload.speed streams by name."""
@@ -16,6 +14,8 @@ StreamedShape = Literal["phi3-30m", "phi3-1b", "phi3-2.5b", "phi-4"]
 
 class ChunkedOffload(Params):
     """Report 001: train adapters of a model far larger than memory, many samples for each pass over the weights."""
+
+    report = "chunked_offload"
 
     streamed_shape: Annotated[StreamedShape, Layer.SCOPE]
     """Random-weight shape that is streamed from disk and timed."""
@@ -56,17 +56,9 @@ class ChunkedOffload(Params):
     bootstrap: Annotated[PositiveInt, Layer.SCIENCE]
     """Resamples behind every interval."""
 
-    @classmethod
-    def report_id(cls) -> str:
-        """The report these parameters belong to."""
-        return "chunked_offload"
-
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for name in ("batch_sizes", "learn_batch_sizes", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must list at least one value, none of them twice; got {values}")
+        check_lists(self, "batch_sizes", "learn_batch_sizes", "seeds")
         if self.batch_sizes[0] != 1 or self.batch_sizes != sorted(self.batch_sizes):
             raise ValueError(f"batch_sizes must begin with 1 and grow; got {self.batch_sizes}")
         return self

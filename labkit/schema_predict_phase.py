@@ -1,6 +1,4 @@
-"""The parameters of report 003, in a module of their own: trained cells of other reports carry the hash of the module
-that holds their parameters, and a report that is added must not make them stale.
-"""
+"""The parameters of report 003: ways to train compared over budgets and seeds, and its side questions."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from labkit.schema import Layer, Params
+from labkit.schema import Layer, Params, check_lists
 
 TaskName = Literal["text-0.1m", "text-1m", "text-10m", "gpt2"]
 """GPT-2-shaped models that labkit.hybrid.train builds by name."""
@@ -43,6 +41,8 @@ SettingName = Literal["rate", "horizon", "confidence", "interval", "memory"]
 
 class PredictPhase(Params):
     """Report 003: skip backward passes by predicting updates, judged by the time to an equal loss."""
+
+    report = "predict_phase"
 
     task: Annotated[TaskName, Layer.SCOPE]
     """Model that all arms train from scratch."""
@@ -123,11 +123,6 @@ class PredictPhase(Params):
     bootstrap: Annotated[PositiveInt, Layer.SCIENCE]
     """Resamples behind every interval."""
 
-    @classmethod
-    def report_id(cls) -> str:
-        """The report these parameters belong to."""
-        return "predict_phase"
-
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         for prefix in ("", "finetune_"):
@@ -143,9 +138,7 @@ class PredictPhase(Params):
     def _check_comparison(self, prefix: str) -> None:
         """Refuse lists that are empty or repeat, budgets that do not end with 1, no baseline, the tuning seed."""
         own = {name: getattr(self, prefix + name) for name in ("budgets", "arms", "learning_rates", "seeds")}
-        for name, values in own.items():
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{prefix}{name} must list at least one value, none of them twice; got {values}")
+        check_lists(self, *(prefix + name for name in own))
         budgets, arms, seeds = own["budgets"], own["arms"], own["seeds"]
         if budgets != sorted(budgets) or budgets[-1] != 1:
             raise ValueError(f"{prefix}budgets must grow and end with 1; got {budgets}")

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from labkit.affine import AffineFit, fit_affine
+from labkit.units import settled
 
 __all__ = ["AffineFit", "Interval", "bootstrap_ci", "fit_affine", "standard_error"]
 
@@ -75,7 +76,7 @@ def bootstrap_ci(
     sample = _sample(values)
     _check_bootstrap(level, n_resamples)
     data, of_drawn = (sample, statistic) if clusters is None else _clustered(sample, statistic, clusters)
-    estimate = float(statistic(sample))
+    estimate = settled(statistic(sample))
     low, high = _resampled(data, of_drawn, level, n_resamples, seed)
     return Interval(estimate=estimate, low=low, high=high, level=level)
 
@@ -141,4 +142,4 @@ def _resampled(
             ).confidence_interval
         if np.isfinite([found.low, found.high]).all():
             break
-    return float(found.low), float(found.high)
+    return settled(found.low), settled(found.high)

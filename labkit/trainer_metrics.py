@@ -1,9 +1,9 @@
 """What transformers' Trainer measures as it trains, step by step, for whoever follows (`labkit.metrics`).
 
-    trainer = Trainer(..., callbacks=[TrainerMetrics("my run")])
+    with TrainerMetrics("my run") as followed:
+        Trainer(..., callbacks=[followed]).train()
 
-Under `of_trainers` every Trainer of the process tells its steps, trl's included, without being changed. Where nobody
-follows nothing is done.
+It works in trl's trainers, too. Where nobody follows nothing is done.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
 from torch import Tensor
-from transformers import trainer as loop
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -35,22 +33,31 @@ _TOKENS = ("num_tokens", "num_input_tokens_seen")
 
 
 class TrainerMetrics(TrainerCallback):
-    """Tells all numbers that a Trainer logs, with tokens per second, memory and the gradient norm of each adapter."""
+    """Tells all numbers that a Trainer logs, with tokens per second, memory and the gradient norm of each adapter.
+
+    A Trainer needs one of its own. One that raises tells nobody of its last log; leaving the callback's block does.
+    """
 
     def __init__(self, run: str, about: Mapping[str, Any] | None = None) -> None:
         """Take the run's name.
 
         Args:
             run: name by which people find it.
-            about: its settings as plain JSON, by default some of the Trainer's own.
+            about: its settings, as JSON can hold them or else as text; by default some of the Trainer's own.
         """
-        self._run, self._about = run, about
+        self._run, self._about = run, None if about is None else json.loads(json.dumps(about, default=str))
         self._logged: tuple[int, dict[str, Any]] | None = None
         self._own: dict[str, float] = {}
         self._norms: tuple[list[str], Tensor] | None = None
         self._told_norms: dict[str, float] = {}
         self._adapters: dict[str, list[torch.nn.Parameter]] | None = None
         self._counted: tuple[float, float] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,37 +129,6 @@ class TrainerMetrics(TrainerCallback):
         if before is None:
             return {}
         return {"tokens_per_second": (self._counted[0] - before[0]) / (self._counted[1] - before[1])}
-
-
-@contextmanager
-def of_trainers(run: str, about: Mapping[str, Any]) -> Iterator[None]:
-    """Let every Trainer that is made inside the block tell its steps.
-
-    Args:
-        run: name by which people find it.
-        about: its settings, as JSON can hold them.
-    """
-    if not metrics.wanted():
-        yield
-        return
-    made: list[TrainerMetrics] = []
-    settings = json.loads(json.dumps(about, default=str))
-
-    class Own(TrainerMetrics):
-        """A Trainer makes its callbacks from classes; each needs one of its own."""
-
-        def __init__(self) -> None:
-            super().__init__(run, settings)
-            made.append(self)
-
-    loop.DEFAULT_CALLBACKS.append(Own)
-    try:
-        yield
-    finally:
-        loop.DEFAULT_CALLBACKS.remove(Own)
-        for callback in made:
-            # A Trainer that raised has told nobody of its last log.
-            callback.flush()
 
 
 def adapters_of(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:

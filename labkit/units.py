@@ -62,6 +62,15 @@ def format_count(n: float) -> str:
     return f"{_three_digits(n / TB)}T"
 
 
+def settled(x: float, digits: int = 8) -> float:
+    """Round to significant digits, so that a fit or a logarithm comes out the same on every processor; counts stay.
+
+    Instruction sets round logarithms and sums of products differently in their last digits (numpy takes other code for
+    AVX-512), and what is made again from the same record must be equal to the byte.
+    """
+    return float(x) if float(x).is_integer() else float(f"{x:.{digits}g}")
+
+
 def _three_digits(x: float) -> str:
     n_decimals = 2 if abs(x) < 9.995 else 1 if abs(x) < 99.95 else 0
     return f"{x:.{n_decimals}f}"

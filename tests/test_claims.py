@@ -24,7 +24,7 @@ def claim(**fields):
 
 def results(folder, report="demo", **fields):
     """Publish a results.json with the contract's fields."""
-    document = {"report": report, "profile": "cpu", "scale": "stated", "fingerprint": "f", "provenance": {}}
+    document = {"report": report, "profile": "cpu", "scale": "stated", "evidence": {}}
     document |= {"results": {}, "out_of_reach": {}, "failures": []} | fields
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(document), encoding="utf-8")
@@ -41,12 +41,12 @@ def ledger(folder, *rows, report="demo"):
     return folder
 
 
-def judged(tmp_path, rows, *, current_fingerprint=None, **fields):
+def judged(tmp_path, rows, *, stale=None, **fields):
     """Judge made-up rows against one made-up results.json; return the frame by row id."""
     found = judge(
         results(tmp_path / "figures" / "demo", **fields),
         ledger_dir=ledger(tmp_path / "ledger", *rows),
-        current_fingerprint=current_fingerprint,
+        stale=stale,
     )
     return found.set_index("claim")
 
@@ -164,18 +164,24 @@ def test_a_result_that_decides_is_preferred_to_one_that_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("current", "verdict"),
+    ("stale", "verdict"),
     [
-        ("f", "reproduced"),
         (None, "reproduced"),
-        ("g", "stale"),
-        ({"demo": "g"}, "stale"),
-        ({"other": "g"}, "reproduced"),
+        ({"demo": []}, "reproduced"),
+        ({"demo": ["version of demo.train: 1 -> 2"]}, "stale"),
+        ({"other": ["version of demo.train: 1 -> 2"]}, "reproduced"),
     ],
 )
-def test_results_of_other_code_are_stale(tmp_path, current, verdict):
-    found = judged(tmp_path, [claim()], results={"x": value(2.0)}, current_fingerprint=current)
+def test_results_that_stand_on_other_evidence_are_stale_and_say_why(tmp_path, stale, verdict):
+    found = judged(tmp_path, [claim()], results={"x": value(2.0)}, stale=stale)
     assert found.loc["a.x", "verdict"] == verdict
+    assert ("version of demo.train: 1 -> 2" in found.loc["a.x", "why"]) == (verdict == "stale")
+
+
+def test_results_without_cells_are_marked_where_they_are_shown(tmp_path):
+    rows = [claim(), claim(id="a.none", checks=[])]
+    why = judged(tmp_path, rows, results={"x": value(2.0)}, evidence=None)["why"]
+    assert ["recorded before cells were kept" in text for text in why] == [True, False]
 
 
 def test_stale_touches_only_rows_with_a_result_and_comes_before_all_else(tmp_path):
@@ -184,7 +190,7 @@ def test_stale_touches_only_rows_with_a_result_and_comes_before_all_else(tmp_pat
         claim(id="a.text", formula="1 + 1", checks=[]),
         claim(id="a.none", checks=[{"grade": "reduced", "key": "none"}]),
     ]
-    found = judged(tmp_path, rows, results={"x": value(2.0)}, current_fingerprint="g")["verdict"]
+    found = judged(tmp_path, rows, results={"x": value(2.0)}, stale={"demo": ["why"]})["verdict"]
     assert list(found) == ["stale", "audited only", "not attempted"]
 
 
@@ -226,7 +232,7 @@ def test_units_that_do_not_convert_are_an_error_naming_file_and_result(tmp_path)
         {"results": {"x": value("2.0")}},
         {"results": {"x": value(2.0, verdict="reproduced")}},
         {"scale": "huge"},
-        {"fingerprint": None},
+        {"evidence": "none"},
         {"out_of_reach": {"x": {"seconds": 3.0}}},
     ],
 )
@@ -275,13 +281,17 @@ def documents(draw):
         report="demo",
         profile="cpu",
         scale=draw(st.sampled_from(Scale)),
-        fingerprint="f",
         results={key: draw(measurements) for key in keys if draw(st.booleans())},
         out_of_reach={key: cost for key in keys if (cost := draw(costs))},
     )
 
 
-@given(rows(), documents(), st.sampled_from([None, "consistent", "rounding", "contradiction"]), st.booleans())
+@given(
+    rows(),
+    documents(),
+    st.sampled_from([None, "consistent", "rounding", "contradiction"]),
+    st.sampled_from([(), ("why",)]),
+)
 def test_only_a_reduced_or_stated_run_ever_decides_and_a_stated_row_only_the_latter(row, found, kind, stale):
     box = Interval.point(0)
     findings = [Finding(claim=row.id, kind=kind, reported=box, recomputed=box, why="w")] if kind else []

@@ -158,8 +158,13 @@ def test_paths_are_printed_as_they_are(labkit, tmp_path, monkeypatch):
     assert f"{tmp_path}/[red]output is writable" in labkit("doctor", "claims", "--hw", "ci")[1]
 
 
-def test_status_says_why_each_report_would_run_again(labkit):
-    assert labkit("status", "--hw", "ci") == (0, "".join(f"{name}: never run here\n" for name in paths.reports()), "")
+def test_status_says_of_each_report_which_cells_have_to_run(labkit):
+    code, out, error = labkit("status", "--hw", "ci")
+    said = dict(line.split(": ", 1) for line in out.splitlines())
+    assert (code, error, list(said)) == (0, "", paths.reports())
+    assert said.pop("claims") == "rendering out of date, seconds to make: never run here"
+    for report, state in said.items():
+        assert re.fullmatch(r"must run, 0 cells are on record: \d+ cells are missing", state), report
 
 
 def test_claims_lists_every_row_whole_and_counts_every_verdict(labkit):

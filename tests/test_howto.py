@@ -36,7 +36,7 @@ def test_a_snippet_runs_and_says_something(title, tmp_path):
 def test_commands_run_in_a_clone_and_say_something(title, tmp_path):
     clone = copy_of_the_clone(tmp_path / "clone")
     path = os.pathsep.join([str(clone / ".venv" / "bin"), os.environ["PATH"]])
-    environment = os.environ | {"LABKIT_ROOT": str(clone), "PATH": path}
+    environment = os.environ | {"LABKIT_ROOT": str(clone), "LABKIT_OUTPUT": str(clone), "PATH": path}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", COMMANDS[title]], cwd=clone, env=environment, capture_output=True, text=True
     )
@@ -48,7 +48,9 @@ def copy_of_the_clone(folder):
     """Copy what commands read and make writes to, with this environment for its own."""
     for name in ("labkit", "params", "notebooks", "tests"):
         shutil.copytree(paths.root() / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "evidence.lock"):
         shutil.copy(paths.root() / name, folder)
+    for own in paths.root().glob("figures/cpu/*/cells.json.xz"):
+        shutil.copytree(own.parent, folder / own.parent.relative_to(paths.root()))
     (folder / ".venv").symlink_to(sys.prefix)
     return folder

@@ -153,7 +153,7 @@ def publish(folder, *, profile="cpu", scale="reduced", **values):
     entries = {
         key: {"value": x, "ci": None, "unit": unit, "n_seeds": 3, "note": ""} for key, (x, unit) in values.items()
     }
-    document = {"report": "chunked_offload", "profile": profile, "scale": scale, "fingerprint": "f", "results": entries}
+    document = {"report": "chunked_offload", "profile": profile, "scale": scale, "results": entries}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(document), encoding="utf-8")
     found = claims.judge(folder).set_index("claim")

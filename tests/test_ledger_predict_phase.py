@@ -218,7 +218,7 @@ def test_a_small_run_settles_counts_and_gains(tmp_path):
     values |= {"time_ratio/original": (1.3, ""), "equal_loss_speed/original": (0.5, ""), "full_over_forward": (3.1, "")}
     values |= {"equal_loss_speed/hybrid": (0.98, ""), "loss_gap_percent/original": (31.0, "percent")}
     entries = {key: {"value": value, "unit": unit} for key, (value, unit) in values.items()}
-    document = {"report": "predict_phase", "profile": "cpu", "scale": "reduced", "fingerprint": "f", "results": entries}
+    document = {"report": "predict_phase", "profile": "cpu", "scale": "reduced", "results": entries}
     (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
     found = claims.judge(tmp_path).set_index("claim")["verdict"].rename(lambda name: name.removeprefix("predict."))
     right = {"model.parameters", "exact.gpt2", "phases.predict", "speedup.hybrid", "quality.gap_numerical"}

@@ -130,7 +130,7 @@ def publish(folder, *, profile="cpu", scale="reduced", **values):
     entries = {
         key: {"value": x, "ci": ends, "unit": unit, "n_seeds": 3, "note": ""} for key, (x, ends, unit) in values.items()
     }
-    document = {"report": "size_inertia", "profile": profile, "scale": scale, "fingerprint": "f", "results": entries}
+    document = {"report": "size_inertia", "profile": profile, "scale": scale, "results": entries}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(document), encoding="utf-8")
     return claims.judge(folder).set_index("claim")

@@ -159,7 +159,8 @@ def test_nothing_runs_again_when_nothing_changed(all_done):
     ("touched", "expected"),
     [
         ("labkit/scaling/law.py", ["scaling_grid", "claims"]),
-        ("labkit/corpora/wiki.py", ["scaling_grid", "claims"]),
+        ("labkit/corpora/revisions.py", ["scaling_grid", "claims"]),
+        ("labkit/corpora/wiki.py", []),
         ("labkit/ledger/scaling_grid.yaml", ["scaling_grid", "claims"]),
         ("params/scaling_grid.yaml", ["scaling_grid", "claims"]),
         ("params/size_inertia.yaml", ["size_inertia", "claims"]),

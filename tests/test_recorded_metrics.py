@@ -16,9 +16,9 @@ import pytest
 from labkit import metrics, params
 from labkit.hybrid import study, train
 from labkit.hybrid.tasks import Run
-from labkit.progress import Progress
 from labkit.recorded_metrics import middles
 from labkit.scaling.grid import run_grid
+from labkit.workflow.cell import plain
 
 TINY = {"mixers": ["transformer"], "d_model": [8], "n_layers": [1], "epochs": 0.02, "batch_size": 4, "context": 32}
 TINY |= {"dropout": 0.0, "kneser_ney_order": 2, "bootstrap": 100, "learning_rates": [1e-4, 1e-2, 1.0], "seeds": [0]}
@@ -56,7 +56,7 @@ def test_cells_of_a_grid_are_told_when_they_were_trained_and_not_when_loaded(
     assert {line["run"] for line in told} == {cell.name for cell in grid.results}
     for cell, result in grid.results.items():
         about, *curve, end = [line for line in told if line["run"] == cell.name]
-        assert about["about"] == cell.inputs()
+        assert about["about"] == plain(cell)
         assert [line["values"]["loss"] for line in curve] == result["curve"]
         assert [line["step"] for line in curve] == middles(result["steps"], len(result["curve"]))
         assert end["step"] == result["steps"]
@@ -64,7 +64,7 @@ def test_cells_of_a_grid_are_told_when_they_were_trained_and_not_when_loaded(
         measured = {"held_out_loss": result["loss_nats"], "seconds": result["seconds"], "tokens_per_second": speed}
         assert end["values"] == measured | {"peak_bytes": result["peak_bytes"]}
     again = run_grid(params.resolve("scaling_grid", "ci", TINY), pool)
-    assert again.cached == len(grid.results)
+    assert again.cells.cached == len(again.cells.used)
     assert read(lines) == told
 
 
@@ -77,12 +77,11 @@ def test_hybrid_runs_are_told_with_their_jumps(lines: Path, pool: ThreadPoolExec
     )  # fmt: skip
     for _ in range(2):
         own = study.make_study(ci)
-        with Progress(1, "hybrid") as progress:
-            study._Runner(own, progress, pool).together([run])
+        study._Runner(own, pool).train([run])
     result = own.scratch.results[run]
     about, *told = read(lines)
-    assert own.cached == 1
-    assert about == {"run": f"text-0.1m: {run.name}", "about": run.inputs()}
+    assert own.cells.cached == 1
+    assert about == {"run": f"text-0.1m: {run.name}", "about": plain(run)}
     curve = [(line["step"], line["values"]["loss"]) for line in told if "loss" in line["values"]]
     assert curve == list(zip(middles(result["real_steps"], len(result["curve"])), result["curve"], strict=True))
     jumps = [line for line in told if "accepted" in line["values"]]

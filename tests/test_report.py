@@ -155,7 +155,8 @@ def profile(tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "params", tmp_path / "params")
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
     monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path / "output"))
-    made = {"scale": "smoke", "finished": "2026-01-02T03:04:05Z", "provenance": {"git": {"commit": "0123456789abcdef"}}}
+    ran = {"finished": "2026-01-02T03:04:05Z", "git": {"commit": "0123456789abcdef"}}
+    made = {"scale": "smoke", "run": ran}
     for name in ("00_claims", "04_scaling_grid"):
         write_executed(tmp_path / "notebooks" / f"{name}.ipynb")
         write_executed(paths.runs("ci", name[3:]) / "executed.ipynb", shown("<p>fine</p>"))

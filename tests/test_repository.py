@@ -32,7 +32,7 @@ def staged_table(path: str) -> pd.DataFrame:
 def tracked_text() -> dict[str, str]:
     listing = ["git", "ls-files", "-co", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [ROOT / name for name in listed.split() if not name.endswith((".png", ".svg"))]
+    files = [ROOT / name for name in listed.split() if not name.endswith((".png", ".svg", ".xz"))]
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files if path.is_file()}
 
 

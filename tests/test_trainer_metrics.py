@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.trainer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from labkit import metrics
 from labkit.hybrid import HybridCallback, HybridConfig
-from labkit.trainer_metrics import TrainerMetrics, of_trainers
+from labkit.trainer_metrics import TrainerMetrics
 
 SHAPE = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 16}
 MAPS = ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
@@ -105,16 +104,12 @@ def test_only_logged_steps_are_told(tmp_path: Path, lines: Path) -> None:
     assert all(set(line["adapters"]) == set(MAPS) for line in steps(lines))
 
 
-def test_trainers_of_a_block_tell_their_steps_and_no_others(tmp_path: Path, lines: Path) -> None:
-    before = list(transformers.trainer.DEFAULT_CALLBACKS)
-    with of_trainers("inside", {"targets": ("c_attn",), "folder": tmp_path}):
-        inside = [trainer(tmp_path), trainer(tmp_path)]
-    outside = trainer(tmp_path)
-    assert before == transformers.trainer.DEFAULT_CALLBACKS
-    for own in (*inside, outside):
+def test_trainers_with_a_callback_tell_their_steps_and_no_others(tmp_path: Path, lines: Path) -> None:
+    told = [trainer(tmp_path, [TrainerMetrics("told", {"targets": ("c_attn",), "folder": tmp_path})]) for _ in range(2)]
+    for own in (*told, trainer(tmp_path)):
         own.train()
     assert len(steps(lines)) == 12
-    assert {line["run"] for line in read(lines)} == {"inside"}
+    assert {line["run"] for line in read(lines)} == {"told"}
     assert read(lines)[0]["about"] == {"targets": ["c_attn"], "folder": str(tmp_path)}
 
 
@@ -122,9 +117,8 @@ def test_what_a_later_callback_adds_to_the_log_is_told(tmp_path: Path, lines: Pa
     config = HybridConfig(
         warmup_steps=2, full_steps=2, predict_steps=2, max_gain=1.0, confidence_threshold=0.0, gate="always"
     )
-    with of_trainers("hybrid", {}):
-        own = trainer(tmp_path, [HybridCallback(config)], max_steps=16)
-        own.train()
+    own = trainer(tmp_path, [TrainerMetrics("hybrid", {}), HybridCallback(config)], max_steps=16)
+    own.train()
     logged = [row["nominal_step"] for row in own.state.log_history if "loss" in row]
     assert logged[-1] == 16 > own.state.global_step
     assert [line["values"]["nominal_step"] for line in steps(lines)] == logged
@@ -136,25 +130,23 @@ def test_the_last_log_before_a_failure_is_told(tmp_path: Path, lines: Path) -> N
             if state.global_step == 3:
                 raise FloatingPointError("the loss is not finite")
 
-    with pytest.raises(FloatingPointError), of_trainers("broken", {}):
-        trainer(tmp_path, [Breaks()]).train()
+    with pytest.raises(FloatingPointError), TrainerMetrics("broken", {}) as followed:
+        trainer(tmp_path, [followed, Breaks()]).train()
     assert [line["step"] for line in steps(lines)] == [1, 2, 3]
 
 
 def test_where_nobody_follows_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(metrics.VARIABLE, raising=False)
-    before = list(transformers.trainer.DEFAULT_CALLBACKS)
     callback = TrainerMetrics("nobody")
-    with of_trainers("nobody", {}):
-        assert before == transformers.trainer.DEFAULT_CALLBACKS
-        trainer(tmp_path, [callback], max_steps=2).train()
+    trainer(tmp_path, [callback], max_steps=2).train()
     assert callback._adapters is None
+    assert callback._logged is None
 
 
 def test_following_changes_no_weight(tmp_path: Path, lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with of_trainers("followed", {}):
-        followed = trainer(tmp_path, max_grad_norm=0.1)
-        followed.train()
+    followed = trainer(tmp_path, [TrainerMetrics("followed", {})], max_grad_norm=0.1)
+    followed.train()
+    assert steps(lines)
     monkeypatch.delenv(metrics.VARIABLE)
     alone = trainer(tmp_path, max_grad_norm=0.1)
     alone.train()

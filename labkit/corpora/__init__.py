@@ -6,32 +6,35 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
 
 from labkit import paths
+from labkit.lazy import exports
 
-from . import wiki, wikitext
 from .base import SPLITS, Corpus, MissingData
+from .revisions import verified
 from .scores import Score, bits_per_byte, token_perplexity, word_perplexity
-from .tokens import SEPARATOR, Tokens, tokenize, train_bpe
+
+_HOMES = {"SEPARATOR": "tokens", "Tokens": "tokens", "tokenize": "tokens", "train_bpe": "tokens"}
+_READERS = {"wiki-sample": "wiki", "wikitext-2": "wikitext"}
 
 __all__ = [
     "NAMES",
-    "SEPARATOR",
     "SPLITS",
     "Corpus",
     "MissingData",
     "Score",
-    "Tokens",
     "bits_per_byte",
     "load",
     "token_perplexity",
-    "tokenize",
-    "train_bpe",
     "word_perplexity",
+    *_HOMES,
 ]
 
-NAMES = ("wiki-sample", "wikitext-2")
+__getattr__, __dir__ = exports(__name__, _HOMES)
+
+NAMES = tuple(_READERS)
 
 
 def load(name: str, *, folder: Path | None = None, cache: Path | None = None) -> Corpus:
@@ -42,11 +45,13 @@ def load(name: str, *, folder: Path | None = None, cache: Path | None = None) ->
 
     Raises:
         ValueError: unknown name.
-        MissingData: the text is not here and cannot be fetched; the message says what to run or where to put it.
+        MissingData: the text is not here and cannot be fetched, or is not the pinned one; the message says what to run
+            or where to put it.
     """
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise ValueError(f"corpus {name!r} is not known; did you mean {nearest!r}? (known: {', '.join(NAMES)})")
-    if name == "wikitext-2":
-        return wikitext.load(folder)
-    return wiki.load(folder, cache or paths.cache())
+    # By name, not by import: parsers and the hub's client take a second to import, and the code that reads a text is
+    # nothing that a cell depends on, because the text's revision is in the cell's identity.
+    reader = importlib.import_module(f"{__name__}.{_READERS[name]}")
+    return verified(Corpus.of(*reader.read(folder, cache or paths.cache())))

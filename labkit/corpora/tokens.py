@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -111,7 +112,7 @@ def tokenize(corpus: Corpus, vocab_size: int, *, cache: Path | None = None) -> T
     Raises:
         ValueError: see `train_bpe`.
     """
-    stem = (cache or paths.cache()) / "tokens" / f"{corpus.name}-{corpus.revision[:16]}-bpe{vocab_size}.npz"
+    stem = (cache or paths.cache()) / "tokens" / f"{corpus.name}-{corpus.revision[:16]}-bpe{vocab_size}-{_recipe()}.npz"
     with only_one(stem):
         found = _read(stem) if stem.exists() else None
         tokenizer, streams = found or _build(corpus, vocab_size, stem)
@@ -124,6 +125,12 @@ def tokenize(corpus: Corpus, vocab_size: int, *, cache: Path | None = None) -> T
         n_bytes={split: corpus.n_bytes(split) for split in SPLITS},
         base_protocol=f"{corpus.protocol}/bpe-{vocab_size}@{_tokenizer_id(tokenizer)}",
     )
+
+
+def _recipe() -> str:
+    """Return an id of what turns text into tokens: this file and the version of tokenizers."""
+    definition = Path(__file__).read_bytes() + tokenizers.__version__.encode()
+    return hashlib.sha256(definition).hexdigest()[:12]
 
 
 def _as_text(tokenizer: Tokenizer) -> Tokenizer:

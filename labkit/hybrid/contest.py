@@ -12,6 +12,7 @@ import pandas as pd
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.tasks import Run
 from labkit.schema_predict_phase import PredictPhase
+from labkit.training import sweep
 
 
 @dataclass
@@ -37,15 +38,15 @@ class Contest:
     arms: list[str]
     """Ways to train."""
     learning_rates: list[float]
-    """Peak rates tried for each."""
+    """Peak learning rates tried for each."""
     seeds: list[int]
     """Paired seeds."""
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
     """What `train.train` returned, tuning runs and those of other contests of the study included."""
     best_rate: dict[str, float] = field(default_factory=dict)
-    """Chosen peak rate, by arm."""
+    """Chosen peak learning rate, by arm."""
     interior: dict[str, bool] = field(default_factory=dict)
-    """Whether it lies inside the rates tried."""
+    """Whether it lies inside the learning rates tried."""
 
     def run(self, arm: str, rate: float, steps: int, seed: int) -> Run:
         """Return a run of this contest."""
@@ -78,16 +79,20 @@ class Contest:
         return [self.run(arm, self.best_rate[arm], steps, seed) for seed, steps, arm in pairs]
 
     def loss(self, run: Run) -> float:
-        """Return a run's final loss, infinity where it failed."""
+        """Return a run's final loss: the one it started from where it diverged, infinity where it failed."""
         found = self.results.get(run)
         return float("inf") if found is None else found["loss_nats"]
 
     def choose(self, losses: Mapping[str, Mapping[float, float]]) -> None:
-        """Choose every arm's rate from the losses of the sweep."""
+        """Choose every arm's learning rate from the losses of the sweep.
+
+        Where every run of a sweep failed any rate will do: the compared runs are tried at it, and listed if they fail.
+        """
         for arm in self.arms:
             own = losses[ARMS[arm].tuned_as or arm]
-            self.best_rate[arm] = ARMS[arm].rate_factor * min(own, key=own.__getitem__)
-            self.interior[arm] = not next_rate(own)
+            best = sweep.best_rate(own)
+            self.best_rate[arm] = ARMS[arm].rate_factor * (min(own) if best is None else best)
+            self.interior[arm] = best is not None and len(own) > 1 and not sweep.next_rates(own)
 
     def comparison(self) -> pd.DataFrame:
         """Return one row a run of the comparison: arm, steps, seed, seconds, loss and what it did.
@@ -112,13 +117,3 @@ class Contest:
                 "diverged": result["diverged"],
             }
         )
-
-
-def next_rate(losses: Mapping[float, float]) -> list[float]:
-    """Return the rate to try next if the best one lies at the edge of those tried, by the ratio of the first two."""
-    tried = sorted(losses)
-    best = min(tried, key=losses.__getitem__)
-    ratio = tried[1] / tried[0] if len(tried) > 1 else 2.0
-    if best == tried[-1]:
-        return [best * ratio]
-    return [best / ratio] if best == tried[0] else []

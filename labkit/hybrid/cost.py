@@ -7,7 +7,7 @@ import torch
 from labkit import device, models
 from labkit.cost import Cost
 from labkit.hybrid.contest import Contest
-from labkit.hybrid.study import ORACLE_SEEDS, make_study, n_pieces
+from labkit.hybrid.study import ORACLE_SEEDS, make_study, n_cells
 from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
 from labkit.schema_predict_phase import PredictPhase
 from labkit.units import GIB
@@ -36,15 +36,15 @@ def plan_study(params: PredictPhase) -> Cost:
         sum(n * each for n, each in work) + 6.0 * values_of(study.scratch) * oracle + 6.0 * original * original_tokens
     )
     return Cost(
-        n_cells=n_pieces(params),
-        pieces="pieces (runs tuned and compared, the report's protocol, oracle, memory)",
+        n_cells=n_cells(params),
+        pieces="cells (runs tuned and compared, the report's protocol, oracle, memory)",
         tokens=tokens,
         flops=flops,
         flops_per_second=params.workers * rate,
         basis=basis,
         other_seconds=_PROCESS_SECONDS * 6,
         peak_bytes=max(*(_memory(contest) for contest in study.contests()), 16.0 * original) + GIB,
-        disk_bytes=n_pieces(params) * 12e3 + 50e6,
+        disk_bytes=n_cells(params) * 12e3 + 50e6,
     )
 
 

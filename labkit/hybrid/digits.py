@@ -12,16 +12,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
+
+from labkit.hybrid.gate import probe_size
 
 SIDE = 8
 CLASSES = 10
 _BRIGHTEST = 16.0
 _HELD_OUT = 5
 """One sample in so many is held out."""
-_PROBE_PART = 4
 
 
 class Cnn(nn.Module):
@@ -49,6 +49,8 @@ def build_cnn(seed: int, device: str) -> nn.Module:
 @functools.cache
 def _rows() -> tuple[np.ndarray, np.ndarray]:
     """Return training and held-out rows, in an order that no run changes."""
+    from sklearn.datasets import load_digits  # here, because nothing else needs it and it takes a second
+
     digits = load_digits()
     rows = np.column_stack([digits.data, digits.target]).astype(np.float32)
     rows = np.random.default_rng(0).permutation(rows)
@@ -75,8 +77,8 @@ class Digits:
 
     def probe_batch(self) -> Tensor:
         """Draw training digits that the order of batches knows nothing of."""
-        n = max(1, self._batch_size // _PROBE_PART)
-        return self._train[torch.as_tensor(self._probes.integers(0, len(self._train), n))]
+        drawn = self._probes.integers(0, len(self._train), probe_size(self._batch_size))
+        return self._train[torch.as_tensor(drawn)]
 
     def held_out(self) -> Tensor:
         """Return all held-out digits, [359, 65]."""

@@ -21,6 +21,8 @@ from torch import nn
 Losses = Callable[[], Sequence[float]]
 """Returns losses at the present weights, of batches or of single samples: the same ones until others are drawn."""
 
+PROBE_PART = 4
+"""A probe's batch is so many times smaller than a step's: what counts are differences on the same samples."""
 FORECAST_WINDOW = 32
 """Steps whose losses the trend is fitted to."""
 SPIKE = 6.0
@@ -28,6 +30,11 @@ SPIKE = 6.0
 _NORMS = 64
 _LEAST_NORMS = 8
 _MAD_TO_SIGMA = 1.4826
+
+
+def probe_size(batch_size: int) -> int:
+    """Return the samples of a probe batch."""
+    return max(1, batch_size // PROBE_PART)
 
 
 @contextmanager

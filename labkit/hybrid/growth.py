@@ -7,10 +7,9 @@ here keeps it too, in plain sight; ours holds a fixed number of buffers.
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -18,8 +17,9 @@ from labkit import device
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.engine import Hybrid
 from labkit.hybrid.optimizers import Schedule, make_optimizer
-from labkit.hybrid.tasks import Run, Text, build, losses_of
+from labkit.hybrid.tasks import PACKAGES, Run, Text, build, losses_of, revisions
 from labkit.hybrid.train import Probe
+from labkit.workflow.cell import cell
 
 CONFIG = HybridConfig(
     warmup_steps=4,
@@ -34,6 +34,9 @@ CONFIG = HybridConfig(
 )
 """As many predicted steps for each real one as the phases allow: memory is followed, not quality."""
 
+Point = tuple[int, float, int]
+"""Predicted steps so far, loss, bytes held."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrowthSpec:
@@ -44,31 +47,34 @@ class GrowthSpec:
     predicted_steps: int
     """Predicted steps of the run."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
 
-
+@cell(
+    "hybrid.growth",
+    version=1,
+    data=lambda spec: revisions(spec.run),
+    packages=PACKAGES,
+    timing=("bytes",),
+)
 def measure_growth(spec: GrowthSpec) -> dict[str, Any]:
     """Follow memory through a hybrid run, and through as many forward passes whose graphs are kept.
 
     Returns:
-        ours and leak: predicted steps so far and bytes held, and the slope in bytes a step.
+        ours and leak: predicted steps so far, the loss there and the bytes held.
     """
     device.set_threads(spec.run.threads)
     device.set_determinism(spec.run.seed, spec.run.device)
     gc.collect()
     gc.freeze()  # the collector then looks at what is new only, and asking for memory stays cheap
-    return {"ours": _with_slope(_ours(spec)), "leak": _with_slope(_leak(spec))}
+    return {"ours": _columns(_ours(spec)), "leak": _columns(_leak(spec))}
 
 
-def _ours(spec: GrowthSpec) -> list[tuple[int, int]]:
+def _ours(spec: GrowthSpec) -> list[Point]:
     run, text, model = spec.run, Text(spec.run), build(spec.run)
     optimizer = make_optimizer(model, "adamw", run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2)
     total = 4 * spec.predicted_steps
     schedule, probe = Schedule(optimizer, total, 4), Probe(run, model, text)
     hybrid = Hybrid(model, optimizer, CONFIG, total_steps=total, scheduler=schedule, probe=probe.draw)
-    points: list[tuple[int, int]] = []
+    points: list[Point] = []
     predicted = 0
     for windows in text.batches():
         hybrid.step_begin()
@@ -78,22 +84,22 @@ def _ours(spec: GrowthSpec) -> list[tuple[int, int]]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        hybrid.step_end(float(loss.detach()))
+        hybrid.step_end(value := float(loss.detach()))
         del loss
         before, predicted = predicted, hybrid.history.phase_steps()["predict"]
         if predicted > before:
-            points.append((predicted, _held(run.device)))
+            points.append((predicted, value, _held(run.device)))
         if predicted >= spec.predicted_steps or hybrid.over:
             return points
     raise AssertionError("batches do not end")
 
 
-def _leak(spec: GrowthSpec) -> list[tuple[int, int]]:
+def _leak(spec: GrowthSpec) -> list[Point]:
     run, text, model = spec.run, Text(spec.run), build(spec.run)
     kept, points = [], []
     for step, windows in enumerate(text.batches(), start=1):
         kept.append(losses_of(model, windows).mean())
-        points.append((step, _held(run.device)))
+        points.append((step, float(kept[-1].detach()), _held(run.device)))
         if step >= spec.predicted_steps // 10:
             return points
     raise AssertionError("batches do not end")
@@ -104,8 +110,5 @@ def _held(where: str) -> int:
     return torch.cuda.memory_allocated() if where == "cuda" else psutil.Process().memory_info().rss
 
 
-def _with_slope(points: list[tuple[int, int]]) -> dict[str, Any]:
-    """Fit a line through the second half: the first one fills caches."""
-    steps, held = np.array(points[len(points) // 2 :], float).T
-    slope = float(np.polyfit(steps, held, 1)[0]) if len(steps) > 1 else 0.0
-    return {"steps": [p[0] for p in points], "bytes": [p[1] for p in points], "slope_bytes": slope}
+def _columns(points: list[Point]) -> dict[str, Any]:
+    return dict(zip(("steps", "losses", "bytes"), map(list, zip(*points, strict=True)), strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.hybrid.config import HybridConfig
-from labkit.hybrid.predictors import LEAST_MOMENTUM, BlockTrend, Proposal
+from labkit.hybrid.predictors import TINY, BlockTrend, Proposal
 from labkit.hybrid.vectors import GROUPS, Tensors, dots
 
 MEMBERS = 8
@@ -81,16 +81,16 @@ class Learned(BlockTrend):
     def gains(self, signal: Tensor, coherence: Tensor) -> Tensor:
         """Return how much of the trend each group keeps, [groups]."""
         length = dots(self._trend, self._trend, self.groups).sqrt().numpy()
-        share = length / max(float(np.linalg.norm(length)), LEAST_MOMENTUM)
+        share = length / max(float(np.linalg.norm(length)), TINY)
         self._features = np.stack([np.ones(len(GROUPS)), signal.numpy(), coherence.numpy(), share], 1)
         mean, deviation = self.ensemble.forecast(self._features)
-        certainty = np.clip(1 - deviation / np.maximum(np.abs(mean), LEAST_MOMENTUM), 0, 1)
+        certainty = np.clip(1 - deviation / np.maximum(np.abs(mean), TINY), 0, 1)
         self._sure = float((certainty * share**2).sum())
         return torch.from_numpy(np.clip(mean, 0, None))
 
     def _update(self, whole: Tensors) -> None:
         if self._features is not None:
-            energy = dots(self._trend, self._trend, self.groups).clamp_min(LEAST_MOMENTUM)
+            energy = dots(self._trend, self._trend, self.groups).clamp_min(TINY)
             along = dots(whole, self._trend, self.groups) / self.block_steps / energy
             self.ensemble.learn(self._features, along.clamp(-2, 2).numpy())
         super()._update(whole)

@@ -7,14 +7,15 @@ batch is large against this scale.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from labkit import device
 from labkit.hybrid.oracle import POINTS
 from labkit.hybrid.race import Race
-from labkit.hybrid.tasks import Run
+from labkit.hybrid.tasks import PACKAGES, Run, revisions
 from labkit.hybrid.vectors import add, empty_like, gradients, norm
+from labkit.workflow.cell import cell
 
 BATCHES = 16
 """Gradients of whole batches that an estimate rests on."""
@@ -27,11 +28,8 @@ class NoiseSpec:
     run: Run
     """The baseline."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
 
-
+@cell("hybrid.noise", version=1, data=lambda spec: revisions(spec.run), packages=PACKAGES)
 def measure_noise(spec: NoiseSpec) -> dict[str, Any]:
     """Estimate the noise scale at the oracle's points of the schedule.
 

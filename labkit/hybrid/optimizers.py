@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.hybrid.vectors import GROUPS, group_of
+
 
 class Together:
     """Several optimizers that step as one: Muon for hidden matrices, AdamW for the rest."""
@@ -69,14 +71,10 @@ def make_optimizer(
         return _adamw(matrices, rest, rate, weight_decay, beta2)
     if name != "muon":
         raise ValueError(f"unknown optimizer {name!r}; known: adamw, muon")
-    hidden = [p for n, p in trained if p.dim() == 2 and not _is_embedding(n)]
+    hidden = [p for n, p in trained if p.dim() == 2 and GROUPS[group_of(n)] != "embedding"]
     others = [p for p in matrices if not any(p is h for h in hidden)]
     muon = torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, _adamw(others, rest, rate, weight_decay, beta2))
-
-
-def _is_embedding(name: str) -> bool:
-    return any(mark in name for mark in ("wte", "wpe", "embed", "lm_head"))
 
 
 def _adamw(

@@ -8,13 +8,14 @@ jump of one step skips too little to be told from noise at the end, so jumps are
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from labkit import device
 from labkit.hybrid.race import Place, Race
-from labkit.hybrid.tasks import Run
+from labkit.hybrid.tasks import PACKAGES, Run, revisions
 from labkit.hybrid.vectors import Tensors, copies
+from labkit.workflow.cell import cell
 
 POINTS = (0.2, 0.4, 0.6)
 """Shares of the schedule at which jumps start."""
@@ -33,11 +34,8 @@ class OracleSpec:
     run: Run
     """The baseline."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
 
-
+@cell("hybrid.oracle", version=1, data=lambda spec: revisions(spec.run), packages=PACKAGES)
 def measure_oracle(spec: OracleSpec) -> dict[str, Any]:
     """Find the best jump at each point and what it is worth at the end.
 

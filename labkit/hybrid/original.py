@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,16 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from labkit import device, models
-from labkit.hybrid.config import REPORT
+from labkit.hybrid.config import MEMORY_OPTIMIZED_BATCH, UPDATES
 from labkit.hybrid.tasks import TASKS
 from labkit.hybrid.vectors import assign, copies
+from labkit.workflow.cell import cell
 
 INITIALISATIONS = ("published", "usual")
 """Embeddings N(0, 1) and linear maps as Burn draws them, or every matrix N(0, 0.02^2)."""
-UPDATES = REPORT["warmup_steps"] + REPORT["full_steps"]
-"""Steps that change weights in the report's run: Warmup and the one Full phase."""
-MEMORY_OPTIMIZED_BATCH = 2
-"""Samples of a step in the memory-optimized arm; the effective batch of 8 is a field that its step never reads."""
 _TAIL = 5
 
 
@@ -57,11 +54,8 @@ class OriginalSpec:
     threads: int
     """Threads."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
 
-
+@cell("hybrid.original", version=1, packages=("transformers",), timing=("seconds",), timed=True)
 def measure_original(spec: OriginalSpec) -> dict[str, Any]:
     """Train the baseline, and the hybrid as it was.
 

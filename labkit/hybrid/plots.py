@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures import style
-from labkit.hybrid.original import MEMORY_OPTIMIZED_BATCH, UPDATES
+from labkit.hybrid.config import MEMORY_OPTIMIZED_BATCH, UPDATES
 from labkit.hybrid.protocol import BASELINE, Judgement
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -52,13 +52,18 @@ def loss_against_time(points: pd.DataFrame, per: str = "token") -> Drawing:
     if len(base):
         axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":", label="AdamW's final loss")
     axes.set(xlabel="seconds of training, probes included", ylabel=f"held-out loss at the end, nats per {per}")
-    _scale_by_ratio(axes, drawn["seconds"])
+    ratio_axis(axes, drawn["seconds"])
     fig.legend(loc="outside lower center", ncols=4)
     return fig, drawn
 
 
-def _scale_by_ratio(axes: Axes, values: pd.Series) -> None:
-    """Draw x on a logarithmic scale with plain numbers at its ticks; values too close for that stay on a linear one."""
+def ratio_axis(axes: Axes, values: pd.Series) -> None:
+    """Draw x on a logarithmic scale with plain numbers at its ticks; values too close for that stay on a linear one.
+
+    Args:
+        axes: what is drawn on.
+        values: all x that are drawn, above 0.
+    """
     low, high = float(values.min()), float(values.max())
     ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 3, 5) if low / 1.2 <= m * 10.0**k <= high * 1.2]
     if len(ticks) < 2:
@@ -192,7 +197,7 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
         axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **looks[arm])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="windows of a step over the gradient's noise scale", ylabel="times the speed of tuned AdamW")
-    _scale_by_ratio(axes, rows["batch over noise scale"])
+    ratio_axis(axes, rows["batch over noise scale"])
     fig.legend(loc="outside lower center", ncols=len(names))
     return fig, rows
 

@@ -35,7 +35,8 @@ TREND_MEMORY = 0.7
 TRUST_RATE = 0.3
 """How far one judged jump moves the trust in a group."""
 MOST_TRUST = 1.5
-LEAST_MOMENTUM = 1e-12
+TINY = 1e-12
+"""What a denominator is at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class BlockTrend(Predictor):
         gain = self.gains(signal, coherence) * steps * self._rate_ratio(rate)
         jump = [trend.to(p.device, p.dtype) * float(gain[g]) for trend, p, g in self._with_groups()]
         weights = dots(whole, whole, self.groups)
-        agreement = float((weights * coherence).sum() / weights.sum().clamp_min(LEAST_MOMENTUM))
+        agreement = float((weights * coherence).sum() / weights.sum().clamp_min(TINY))
         return Proposal(jump, steps, max(0.0, skill * agreement) ** 0.5)
 
     def gains(self, signal: Tensor, coherence: Tensor) -> Tensor:
@@ -155,13 +156,13 @@ class BlockTrend(Predictor):
         write_difference(second, whole, self._first)
         both = dots(self._first, second, self.groups)
         energy = 0.5 * (dots(self._first, self._first, self.groups) + dots(second, second, self.groups))
-        signal = (both / energy.clamp_min(LEAST_MOMENTUM)).clamp(0, 1)
+        signal = (both / energy.clamp_min(TINY)).clamp(0, 1)
         # The first half, shrunk by itself, forecasts the second: skill is the variance it explains.
-        return signal, float((signal * energy).sum() / energy.sum().clamp_min(LEAST_MOMENTUM))
+        return signal, float((signal * energy).sum() / energy.sum().clamp_min(TINY))
 
     def _coherence(self, whole: Tensors) -> Tensor:
         length = dots(whole, whole, self.groups).sqrt() * dots(self._trend, self._trend, self.groups).sqrt()
-        return (dots(whole, self._trend, self.groups) / length.clamp_min(LEAST_MOMENTUM)).clamp(0, 1)
+        return (dots(whole, self._trend, self.groups) / length.clamp_min(TINY)).clamp(0, 1)
 
     def _update(self, whole: Tensors) -> None:
         """Fold the block's mean step into the trend; the first one is taken whole."""
@@ -177,7 +178,7 @@ class BlockTrend(Predictor):
         """Move the trust in a group towards the pace at which real steps went on along the jump, over the jump's."""
         after = self._buffer()
         write_difference(after, self.parameters, self._start)
-        along = dots(after, jump, self.groups) / dots(jump, jump, self.groups).clamp_min(LEAST_MOMENTUM)
+        along = dots(after, jump, self.groups) / dots(jump, jump, self.groups).clamp_min(TINY)
         pace = (along * steps / self.block_steps).clamp(0, MOST_TRUST)
         self._trust = self._trust + TRUST_RATE * (pace - self._trust)
 
@@ -287,7 +288,7 @@ class RandomDirection(BlockTrend):
 
 def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-    return drawn * (norm([tensor]) / max(norm([drawn]), LEAST_MOMENTUM))
+    return drawn * (norm([tensor]) / max(norm([drawn]), TINY))
 
 
 class Recorder:

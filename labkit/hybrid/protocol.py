@@ -18,6 +18,7 @@ from scipy import stats as scipy_stats
 
 from labkit.hybrid.arms import ARMS
 from labkit.stats import Interval, bootstrap_ci
+from labkit.units import settled
 
 BASELINE = "adamw"
 MARGIN = 0.003
@@ -95,25 +96,53 @@ def time_to(line: pd.DataFrame, loss: float) -> tuple[float, str]:
         return float(line["seconds"].iloc[0]), "at least"
     if loss < line["loss"].iloc[-1]:
         raise ValueError(f"the frontier ends at {line['loss'].iloc[-1]} and never reaches {loss}")
-    falling = line[line["loss"].diff().fillna(-1.0) < 0]
-    return float(np.exp(np.interp(-loss, -falling["loss"], np.log(falling["seconds"])))), ""
+    return float(_seconds_to(line[["seconds", "loss"]].to_numpy(), np.array(loss))), ""
+
+
+def _seconds_to(lines: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Return when frontiers reach a loss, log-linear in time between budgets, [...].
+
+    Args:
+        lines: [..., budgets, 2] seconds and losses that never rise.
+        loss: [...] losses that the longest budgets reach; where the shortest one already does, its time is returned.
+    """
+    seconds, losses = np.log(lines[..., 0]), lines[..., 1]
+    at = _first_at(losses, loss)
+    before = _first_at(losses, _pick(losses, np.maximum(at - 1, 0)))
+    high, low = _pick(losses, before), _pick(losses, at)
+    share = np.where(at > 0, (high - loss) / np.where(at > 0, high - low, 1.0), 0.0)
+    return np.exp((1 - share) * _pick(seconds, before) + share * _pick(seconds, at))
+
+
+def _first_at(losses: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Return the first budget whose loss is not above a given one; losses never rise."""
+    return (losses > loss[..., None]).sum(-1)
+
+
+def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(values, places[..., None], axis=-1)[..., 0]
 
 
 def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95, n_resamples: int = 2000) -> Reach:
-    """Return how much sooner an arm than the baseline reaches the lowest loss that both reach."""
+    """Return how much sooner an arm than the baseline reaches the lowest loss that both reach; nan without a pair."""
     own = paired(runs, arm)
+    if arm not in set(own["arm"]):
+        return Reach(ratio=math.nan)
     ratio, bound = speed(frontier(own, arm), frontier(own, BASELINE))
-    both = {name: _by_seed(own, name) for name in (arm, BASELINE)}
-    seeds = list(both[arm])
-    if bound or arm == BASELINE or len(seeds) < LEAST_SEEDS:
-        return Reach(ratio=ratio, bound=bound)
-    stacked = {name: np.stack([own[seed] for seed in seeds]) for name, own in both.items()}
+    n_seeds = own["seed"].nunique()
+    if bound or arm == BASELINE or n_seeds < LEAST_SEEDS:
+        return Reach(ratio=settled(ratio), bound=bound)
+    both = [_by_seed(own, name) for name in (arm, BASELINE)]
 
-    def of_drawn(drawn: np.ndarray) -> float:
-        return speed(*(_line(stacked[name][np.asarray(drawn, int)]) for name in (arm, BASELINE)))[0]
+    def of_drawn(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        # In order, so that the same seeds drawn in another order are the same to the last bit.
+        seeds = np.sort(np.moveaxis(drawn, axis, -1).astype(int), axis=-1)
+        lines, base = (_frontiers(values[seeds]) for values in both)
+        loss = np.maximum(lines[..., -1, 1], base[..., -1, 1])
+        return _seconds_to(base, loss) / _seconds_to(lines, loss)
 
-    interval = bootstrap_ci(np.arange(len(seeds)), of_drawn, level=level, n_resamples=n_resamples)
-    return Reach(ratio=ratio, interval=interval)
+    interval = bootstrap_ci(np.arange(n_seeds), of_drawn, level=level, n_resamples=n_resamples)
+    return Reach(ratio=settled(ratio), interval=interval)
 
 
 def paired(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -127,17 +156,17 @@ def paired(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
     return own[own["seed"].isin(counts[counts == n_budgets].index)]
 
 
-def _by_seed(runs: pd.DataFrame, arm: str) -> dict[int, np.ndarray]:
-    """Return seconds and loss of each seed by budget, [budgets, 2]."""
-    own = runs[runs["arm"] == arm].sort_values("steps")
-    return {seed: part[["seconds", "loss"]].to_numpy() for seed, part in own.groupby("seed")}
+def _by_seed(runs: pd.DataFrame, arm: str) -> np.ndarray:
+    """Return an arm's seconds and losses, [seeds, budgets, 2]."""
+    own = runs[runs["arm"] == arm].sort_values(["seed", "steps"])
+    return own[["seconds", "loss"]].to_numpy().reshape(own["seed"].nunique(), -1, 2)
 
 
-def _line(values: np.ndarray) -> pd.DataFrame:
-    """Return the frontier of drawn seeds, [seeds, budgets, 2]."""
-    mean = values.mean(0)
-    mean = mean[np.argsort(mean[:, 0])]
-    return pd.DataFrame({"seconds": mean[:, 0], "loss": np.minimum.accumulate(mean[:, 1])})
+def _frontiers(values: np.ndarray) -> np.ndarray:
+    """Return the frontiers of drawn seeds, [..., seeds, budgets, 2] -> [..., budgets, 2]."""
+    mean = values.mean(-3)
+    mean = np.take_along_axis(mean, np.argsort(mean[..., 0], axis=-1)[..., None], axis=-2)
+    return np.stack([mean[..., 0], np.minimum.accumulate(mean[..., 1], axis=-1)], axis=-1)
 
 
 def speed(own: pd.DataFrame, base: pd.DataFrame) -> tuple[float, str]:
@@ -211,8 +240,8 @@ def _judge(runs: pd.DataFrame, arm: str, changes: np.ndarray, p_value: float, n_
     return Judgement(
         arm=arm,
         reach=reach(runs, arm, n_resamples=n_resamples),
-        loss_change=float(changes.mean()) if len(changes) else math.nan,
-        p_value=p_value,
+        loss_change=settled(changes.mean()) if len(changes) else math.nan,
+        p_value=settled(p_value),
         beats_truncated=bool(own["loss"].iloc[-1] < truncated),
         equivalent=is_equivalent(changes),
         n_seeds=len(changes),

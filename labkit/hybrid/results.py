@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labkit import models
 from labkit.hybrid import original
 from labkit.hybrid.config import REPORT, HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
 from labkit.hybrid.protocol import Judgement
 from labkit.hybrid.study import Study
+from labkit.measured import Number, number
 from labkit.units import GIB
-
-Number = dict[str, Any]
 
 HYBRID = "block-trend"
 """Arm that stands for the report's hybrid trainer: the same state machine, with a predictor that changes weights."""
-SHAPES = {"gpt2": {}, "gpt2_medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
-"""The report's models, as what differs from GPT-2 small."""
+SHAPES = {"gpt2": (768, 12), "gpt2_medium": (1024, 24)}
+"""Width and layers of the report's models."""
+VOCABULARY, POSITIONS = 50_257, 1_024
+"""Rows of their two embeddings."""
 
 ORIGINAL = {
     "full_over_forward": "",
@@ -39,9 +39,9 @@ def results(study: Study, judgements: Sequence[Judgement]) -> dict[str, Number]:
 def property_results() -> dict[str, Number]:
     """Count what is exact: phases of the report's configuration, parameters of its models."""
     steps = report_phases(50)
-    out = {f"phases/{phase}": _number(n, "steps") for phase, n in steps.items()}
-    out |= {f"phase_percent/{phase}": _number(100 * n / 50, "percent") for phase, n in steps.items()}
-    return out | {f"parameters/{name}": _number(n_parameters(name), "parameters") for name in SHAPES}
+    out = {f"phases/{phase}": number(n, "steps") for phase, n in steps.items()}
+    out |= {f"phase_percent/{phase}": number(100 * n / 50, "percent") for phase, n in steps.items()}
+    return out | {f"parameters/{name}": number(n_parameters(name), "parameters") for name in SHAPES}
 
 
 def report_phases(total: int) -> dict[str, int]:
@@ -63,8 +63,9 @@ def report_phases(total: int) -> dict[str, int]:
 
 
 def n_parameters(name: str) -> int:
-    """Count the parameters of one of SHAPES."""
-    return sum(p.numel() for p in models.build("gpt2", device="meta", **SHAPES[name]).parameters())
+    """Count the parameters of one of SHAPES: embeddings, layers of four matrices with biases and two norms, a norm."""
+    width, n_layers = SHAPES[name]
+    return (VOCABULARY + POSITIONS) * width + n_layers * (12 * width**2 + 13 * width) + 2 * width
 
 
 def original_results(study: Study) -> dict[str, Number]:
@@ -73,7 +74,7 @@ def original_results(study: Study) -> dict[str, Number]:
         return {}
     found = original.summary(study.originals["published"])
     found["loss_gap_percent/original"] = found.pop("loss_gap_percent")
-    return {key: _number(found[key], unit) for key, unit in ORIGINAL.items()}
+    return {key: number(found[key], unit) for key, unit in ORIGINAL.items()}
 
 
 def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
@@ -84,7 +85,7 @@ def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
     interval = own.reach.interval
     ends = None if interval is None else [interval.low, interval.high]
     note = f"{own.n_seeds} paired seeds"
-    return {"equal_loss_speed/hybrid": _number(own.reach.ratio, "", ends, note=note, n_seeds=own.n_seeds)}
+    return {"equal_loss_speed/hybrid": number(own.reach.ratio, "", ends, note=note, n_seeds=own.n_seeds)}
 
 
 def out_of_reach(study: Study) -> dict[str, Any]:
@@ -103,10 +104,3 @@ def _seconds_on_gpt2(study: Study) -> float:
     result = next(iter(study.originals.values()))
     arms = (result[name] for name in ("baseline", "hybrid", "memory_optimized"))
     return sum(sum(arm["seconds"]) for arm in arms) * n_parameters("gpt2") / result["parameters"]
-
-
-def _number(
-    value: float, unit: str, interval: list[float] | None = None, *, note: str = "", n_seeds: int = 1
-) -> Number:
-    out: Number = {"value": float(value), "unit": unit, "n_seeds": n_seeds}
-    return out | ({"ci": interval} if interval else {}) | ({"note": note} if note else {})

@@ -1,39 +1,39 @@
-"""Run everything report 003 needs on this machine: rates tuned, arms compared over budgets and seeds, side questions.
+"""Run everything report 003 needs on this machine: learning rates tuned, arms compared over budgets and seeds, side
+questions.
 
-Every run is a pure function of one frozen description and stored as soon as it is there; a rerun asks the store first,
-so a run killed at any moment loses at most what was under way. Runs of the comparison share a pool of workers, seed by
-seed and arm by arm, so that a slow minute of the machine meets all arms; pieces that are timed by themselves run alone.
+The runs of the comparison share a pool of workers, seed by seed and arm by arm, so that a slow minute of the machine
+meets all arms; cells that are timed by themselves run alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from labkit import corpora, metrics, models, paths, recorded_metrics
-from labkit.files import DiskFull
+from labkit import corpora, metrics, models, recorded_metrics
 from labkit.hybrid import growth, noise, oracle, original, train
 from labkit.hybrid.arms import SETTINGS
-from labkit.hybrid.contest import Contest, next_rate
+from labkit.hybrid.contest import Contest
 from labkit.hybrid.growth import GrowthSpec
 from labkit.hybrid.noise import NoiseSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
 from labkit.hybrid.tasks import ADAPTED, CNN, Run
-from labkit.progress import Progress, of_study
-from labkit.record import Store, cell_key, source_hash
+from labkit.progress import of_study
 from labkit.schema_predict_phase import PredictPhase
+from labkit.training.sweep import next_rates
 from labkit.workers import process_pool
+from labkit.workflow.cell import CellFunction, Json, plain
+from labkit.workflow.cells import Cells
 
 ORACLE_SEEDS = 3
 BY_BATCH = ["adamw", "block-trend", "horizon-8", "last-update"]
 """Arms that are compared over batch sizes: the baseline, jumps with and without a gate, the last update."""
 MAX_EXTENSIONS = 3
-"""Rates beyond the declared ones that are tried before an optimum at the edge is taken as not found."""
+"""Learning rates beyond the declared ones that are tried before an optimum at the edge is taken as not found."""
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Study:
 
     params: PredictPhase
     """What was asked for."""
+    cells: Cells
+    """The cells it stands on."""
     scratch: Contest
     """The comparison of ways to train from scratch."""
     adapted: Contest | None
@@ -52,20 +54,16 @@ class Study:
     """Single settings at the longest budget, all at the baseline's rate; None where the profile leaves them out."""
     by_batch: dict[int, Contest] = field(default_factory=dict)
     """The comparison from scratch again with other batch sizes, by windows of a step."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Error of each piece that has no result."""
-    originals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    originals: dict[str, Json] = field(default_factory=dict)
     """What `original.measure_original` returned, by initialisation."""
-    oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
+    oracles: dict[int, Json] = field(default_factory=dict)
     """What `oracle.measure_oracle` returned from scratch, by seed."""
-    adapted_oracles: dict[int, dict[str, Any]] = field(default_factory=dict)
+    adapted_oracles: dict[int, Json] = field(default_factory=dict)
     """The same of the pretrained model, by seed."""
-    noises: dict[int, dict[str, Any]] = field(default_factory=dict)
+    noises: dict[int, Json] = field(default_factory=dict)
     """What `noise.measure_noise` returned, by windows of a step."""
-    growth: dict[str, Any] | None = None
+    growth: Json | None = None
     """What `growth.measure_growth` returned."""
-    cached: int = 0
-    """Pieces that were found finished."""
 
     def contests(self) -> list[Contest]:
         """Return the comparisons there are."""
@@ -81,36 +79,37 @@ class Study:
 
 
 def run_study(params: PredictPhase) -> Study:
-    """Run or load every piece.
+    """Run or load every cell.
 
     Raises:
         MissingData: the text or a model is not here and cannot be fetched.
+        MissingCells: nothing may run, and cells are not on record.
         ValueError: the text is too short for the held-out windows or the vocabulary.
     """
     study = make_study(params)
-    _prepare(study)
-    shown = of_study(n_pieces(params), "predict phase", params.hardware, params.report_id())
-    with shown as progress, process_pool(params.workers) as pool:
-        runner = _Runner(study, progress, pool)
+    with _at_work(study) as pool:
+        runner = _Runner(study, pool)
         for spec in original_specs(params):
-            if found := runner.alone(f"original, {spec.initialisation} init", spec, original.measure_original):
+            if found := runner.one(original.measure_original, spec, f"original, {spec.initialisation} init"):
                 study.originals[spec.initialisation] = found
         for contest in study.contests():
             runner.tune(contest)
-        runner.together(run for own in (study.text_contests(), study.other_contests()) for run in by_seed(own))
-        runner.noises()
+        study.cells.require()  # what is compared follows from the sweeps
+        runner.train(run for own in (study.text_contests(), study.other_contests()) for run in by_seed(own))
+        runner.measure_noises()
         base = study.scratch.baseline_run()
-        study.oracles = runner.oracles(base, ORACLE_SEEDS)
+        study.oracles = runner.ask_oracle(base, ORACLE_SEEDS)
         if study.adapted:
-            study.adapted_oracles = runner.oracles(study.adapted.baseline_run(), n_adapted_oracles(params))
+            study.adapted_oracles = runner.ask_oracle(study.adapted.baseline_run(), n_adapted_oracles(params))
         growth_spec = GrowthSpec(run=base, predicted_steps=params.memory_steps)
-        study.growth = runner.alone("memory", growth_spec, growth.measure_growth)
+        study.growth = runner.one(growth.measure_growth, growth_spec, "memory")
+    study.cells.require()
     return study
 
 
 def make_study(params: PredictPhase) -> Study:
     """Return an empty study with its comparisons."""
-    results: dict[Run, dict[str, Any]] = {}
+    results: dict[Run, Json] = {}
     sizes = ("task", "vocab_size", "context", "batch_size", "held_out_windows")
     names = (*sizes, "steps", "budgets", "arms", "learning_rates", "seeds")
     shared = {name: getattr(params, name) for name in names} | {"results": results}
@@ -130,6 +129,7 @@ def make_study(params: PredictPhase) -> Study:
     varied = ["adamw", *(arm for family in params.settings for arm in SETTINGS[family])]
     return Study(
         params,
+        Cells.of(params.hardware, params.report_id()),
         scratch=Contest(params, **shared),
         adapted=Contest(params, **shared | adapted) if params.finetune_steps else None,
         digits=Contest(params, **shared | digits) if params.cnn_steps else None,
@@ -138,111 +138,81 @@ def make_study(params: PredictPhase) -> Study:
     )
 
 
-def _prepare(study: Study) -> None:
-    """Fetch and tokenize before any worker starts, so that bad input is one clear error."""
+@contextmanager
+def _at_work(study: Study) -> Iterator[Executor | None]:
+    """Have text, models, workers and a progress display; none of them where nothing may run."""
+    if study.cells.only_recorded:
+        yield None
+        return
     params = study.params
+    # Before any worker starts, so that bad input is one clear error.
     corpora.tokenize(corpora.load(params.corpus), params.vocab_size)
     for contest in study.contests():
         if contest.task in ADAPTED:
             models.prepare(ADAPTED[contest.task])
-
-
-_SOURCES = {
-    Run: "labkit.hybrid.train",
-    OriginalSpec: "labkit.hybrid.original",
-    OracleSpec: "labkit.hybrid.oracle",
-    NoiseSpec: "labkit.hybrid.noise",
-    GrowthSpec: "labkit.hybrid.growth",
-}
-"""Module that computes a piece: its source is part of the piece's key."""
+    shown = of_study(n_cells(params), "predict phase", params.hardware, params.report_id())
+    with shown as study.cells.progress, process_pool(params.workers) as pool:
+        yield pool
 
 
 class _Runner:
-    """Walks through the pieces with one store and one progress display."""
+    """Walks through the cells with one pool."""
 
-    def __init__(self, study: Study, progress: Progress, pool: Executor) -> None:
-        self._study, self._progress, self._pool, self._params = study, progress, pool, study.params
-        self._store = Store(paths.runs(study.params.hardware, study.params.report_id()) / "cells")
-        self._sources = {kind: source_hash([module]) for kind, module in _SOURCES.items()}
-        self._text = corpora.load(study.params.corpus).revision
+    def __init__(self, study: Study, pool: Executor | None) -> None:
+        self._study, self._pool = study, pool
+        self._trained: set[Run] = set()
 
-    def _inputs(self, spec: Any) -> dict[str, Any]:
-        return {
-            "piece": spec.inputs(),
-            "source": self._sources[type(spec)],
-            "data": self._text,
-            "torch": torch.__version__,
-        }
+    def each(self, work: CellFunction, labels: Mapping[Any, str]) -> dict[Any, Json]:
+        """Return the result of every cell that has one, by its spec; what was trained now is told to who follows."""
+        results = {}
+        for spec, result, is_new in self._study.cells.each(work, labels, self._pool):
+            if result is None:
+                continue
+            results[spec] = result
+            if is_new and work is train.train:
+                _tell(labels[spec], plain(spec), result)
+        return results
 
-    def alone(self, label: str, spec: Any, work: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Load a piece, or run it while the other workers wait."""
-        return dict(self._each({spec: label}, work)).get(spec)
+    def one(self, work: CellFunction, spec: Any, label: str) -> Json | None:
+        """Load a cell, or run it while the other workers wait."""
+        return self.each(work, {spec: label}).get(spec)
 
-    def together(self, runs: Iterable[Run]) -> None:
-        """Load runs, or train them in the pool in the order they are given."""
-        asked, results = list(runs), self._study.scratch.results
-        labels = {run: f"{run.task}: {run.name}" for run in asked if run not in results}
-        self._progress.skip(len(asked) - len(labels), "shared")
-        results.update(self._each(labels, train.train))
-
-    def oracles(self, base: Run, n_seeds: int) -> dict[int, dict[str, Any]]:
-        """Ask the oracle on the tuning seed and on those after it; return what it found, by seed."""
-        specs = [OracleSpec(run=replace(base, seed=base.seed + i)) for i in range(n_seeds)]
-        labels = {spec: f"{base.task}: oracle, seed {spec.run.seed}" for spec in specs}
-        return {spec.run.seed: found for spec, found in self._each(labels, oracle.measure_oracle)}
-
-    def noises(self) -> None:
-        """Measure the noise of the gradient along the baseline of every batch size."""
-        specs = {NoiseSpec(run=own.baseline_run()): size for size, own in self._study.by_batch.items()}
-        labels = {spec: f"noise, {size} windows" for spec, size in specs.items()}
-        self._study.noises = {specs[spec]: found for spec, found in self._each(labels, noise.measure_noise)}
-
-    def _each(self, labels: Mapping[Any, str], work: Callable[[Any], Mapping[str, Any]]) -> Iterator[tuple[Any, dict]]:
-        """Yield every piece with its result: the stored ones, then the others as the pool finishes them."""
-        missing = {}
-        for spec, label in labels.items():
-            inputs = self._inputs(spec)
-            if (stored := self._store.load(cell_key(inputs))) is not None:
-                self._study.cached += 1
-                self._progress.skip(1, label)
-                yield spec, stored
-            else:
-                missing[spec] = inputs
-        waiting = {self._pool.submit(work, spec): spec for spec in missing}
-        for future in as_completed(waiting):
-            spec = waiting[future]
-            if found := self._keep(labels[spec], missing[spec], future):
-                yield spec, found
-
-    def _keep(self, label: str, inputs: Mapping[str, Any], future: Future) -> dict[str, Any] | None:
-        found = None
-        try:
-            self._store.save(cell_key(inputs), inputs, future.result())
-            found = self._store.load(cell_key(inputs))
-            if found and "curve" in found:
-                _tell(label, inputs["piece"], found)
-        except (RuntimeError, MemoryError, DiskFull) as error:
-            self._study.failures[label] = f"{type(error).__name__}: {error}"
-        self._progress.advance(
-            1, f"{label}, loss {found['loss_nats']:.3f}" if found and "loss_nats" in found else label
-        )
-        return found
+    def train(self, runs: Iterable[Run]) -> None:
+        """Load runs, or train them in the order they are given; comparisons share what they have in common."""
+        asked, progress = list(runs), self._study.cells.progress
+        labels = {run: f"{run.task}: {run.name}" for run in asked if run not in self._trained}
+        self._trained |= labels.keys()
+        if progress:
+            progress.skip(len(asked) - len(labels), "shared")
+        self._study.scratch.results.update(self.each(train.train, labels))
 
     def tune(self, contest: Contest) -> None:
-        """Sweep every arm's rate on the tuning seed, and beyond an edge that is best; a single rate is simply taken."""
+        """Sweep every arm's learning rate on the tuning seed, and beyond an edge that is best."""
         losses: dict[str, dict[float, float]] = {arm: {} for arm in contest.tuned_arms()}
         wanted = {arm: list(contest.learning_rates) for arm in losses}
         for extension in range(MAX_EXTENSIONS + 1):
-            asked = [(arm, rate) for arm, rates in wanted.items() for rate in rates]
-            self._progress.extend(len(asked) if extension else 0)
-            runs = {pair: contest.tuning_run(*pair) for pair in asked}
-            self.together(runs.values())
+            runs = {(arm, rate): contest.tuning_run(arm, rate) for arm, rates in wanted.items() for rate in rates}
+            if extension and self._study.cells.progress:
+                self._study.cells.progress.extend(len(runs))
+            self.train(runs.values())
             for (arm, rate), run in runs.items():
                 losses[arm][rate] = contest.loss(run)
-            wanted = {arm: further for arm, own in losses.items() if (further := next_rate(own))}
-            if not wanted or len(contest.learning_rates) == 1:
+            wanted = {arm: further for arm, own in losses.items() if (further := next_rates(own))}
+            if not wanted or self._study.cells.missing:
                 break
         contest.choose(losses)
+
+    def measure_noises(self) -> None:
+        """Measure the noise of the gradient along the baseline of every batch size."""
+        specs = {NoiseSpec(run=own.baseline_run()): size for size, own in self._study.by_batch.items()}
+        labels = {spec: f"noise, {size} windows" for spec, size in specs.items()}
+        self._study.noises = {specs[spec]: own for spec, own in self.each(noise.measure_noise, labels).items()}
+
+    def ask_oracle(self, base: Run, n_seeds: int) -> dict[int, Json]:
+        """Ask the oracle on the tuning seed and on those after it; return what it found, by seed."""
+        specs = [OracleSpec(run=replace(base, seed=base.seed + i)) for i in range(n_seeds)]
+        labels = {spec: f"{base.task}: oracle, seed {spec.run.seed}" for spec in specs}
+        return {spec.run.seed: own for spec, own in self.each(oracle.measure_oracle, labels).items()}
 
 
 def _tell(label: str, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -289,8 +259,8 @@ def n_adapted_oracles(params: PredictPhase) -> int:
     return ORACLE_SEEDS if params.finetune_steps and len(params.finetune_seeds) >= ORACLE_SEEDS else 0
 
 
-def n_pieces(params: PredictPhase) -> int:
-    """Return the pieces of a study whose sweeps need no extension."""
+def n_cells(params: PredictPhase) -> int:
+    """Return the cells of a study whose sweeps need no extension."""
     n = len(original.INITIALISATIONS) + ORACLE_SEEDS + n_adapted_oracles(params) + len(params.noise_batch_sizes) + 1
     for contest in make_study(params).contests():
         n += len(contest.tuned_arms()) * len(contest.learning_rates)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer
 
 from labkit import corpora, models
 from labkit.hybrid.digits import Digits, build_cnn, digit_losses
+from labkit.hybrid.gate import probe_size
+from labkit.workflow import data
 
 TASKS: dict[str, dict[str, int]] = {
     "text-0.1m": {"n_embd": 64, "n_layer": 2, "n_head": 2},
@@ -29,8 +28,8 @@ TASKS: dict[str, dict[str, int]] = {
     "gpt2": {},
 }
 """GPT-2-shaped models by name: what differs from GPT-2 small; vocabulary and context come with the run."""
-ADAPTED = {"smollm2-135m-lora": "smollm2-135m"}
-"""Tasks that train adapters of a pretrained model."""
+ADAPTED = {"smollm2-135m-lora": "smollm2-135m", "tiny-qwen2-lora": "tiny-qwen2"}
+"""Tasks that train adapters of a pretrained model; the tiny one is for goldens."""
 CNN = "digits-cnn"
 """Task of the small convolutional network."""
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -40,12 +39,12 @@ CHARACTERS = 1_500_000
 """Most characters of training text that are tokenized for a pretrained model: several times what a run reads."""
 LOGIT = 0.8
 """Standard deviation of the logits at the start."""
-PROBE_PART = 4
-"""A probe's batch is so many times smaller than a step's: what counts are differences on the same windows."""
 DRAWN = 0.02
 """That of every matrix as `models.build` draws it."""
 BLOCKS = 64
 """Parts of the held-out text that losses are summed over."""
+PACKAGES = ("transformers", "tokenizers", "peft")
+"""What computes a run beside torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +89,15 @@ class Run:
     @property
     def name(self) -> str:
         """Short name for people."""
-        return f"{self.arm}, rate {self.learning_rate:g}, {self.steps} steps, seed {self.seed}"
+        size = f"{self.steps} steps, batch {self.batch_size}"
+        return f"{self.arm}, lr {self.learning_rate:g}, {size}, seed {self.seed}"
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
+
+def revisions(run: Run) -> dict[str, str]:
+    """Return the revisions of the data that a run reads; that of the digits is the version of scikit-learn."""
+    if run.task == CNN:
+        return {}
+    return data.corpus(run.corpus) | (data.weights(ADAPTED[run.task]) if run.task in ADAPTED else {})
 
 
 class Text:
@@ -120,7 +123,7 @@ class Text:
             queue = queue[run.batch_size :]
 
     def probe_batch(self) -> Tensor:
-        """Draw training windows that the order of batches knows nothing of, [B / PROBE_PART, T + 1]."""
+        """Draw training windows that the order of batches knows nothing of, [B / gate.PROBE_PART, T + 1]."""
         last = len(self._train) - self._run.context
         return self._windows(self._train, self._probes.integers(0, last, probe_size(self._run.batch_size)))
 
@@ -140,11 +143,6 @@ class Text:
         return stream[torch.as_tensor(starts, device=stream.device)[:, None] + self._offsets]
 
 
-def probe_size(batch_size: int) -> int:
-    """Return the windows of a probe batch."""
-    return max(1, batch_size // PROBE_PART)
-
-
 @functools.cache
 def _streams(corpus: str, vocab_size: int, pretrained: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Return training and validation tokens: word pieces of a BPE of our own, or the pretrained model's tokens."""
@@ -152,6 +150,8 @@ def _streams(corpus: str, vocab_size: int, pretrained: str | None) -> tuple[np.n
     if pretrained is None:
         tokens = corpora.tokenize(text, vocab_size)
         return tokens.train.astype(np.int64), tokens.validation.astype(np.int64)
+    from transformers import AutoTokenizer  # here, because only adapters need it and it takes seconds
+
     folder, _ = models.prepare(pretrained)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     parts = ("\n".join(split)[:CHARACTERS] for split in (text.train, text.validation))
@@ -171,6 +171,8 @@ def data_of(run: Run) -> Text | Digits:
 
 
 def _adapted(run: Run) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # here, because only adapters need it and it takes seconds
+
     base = models.load(ADAPTED[run.task], dtype=FROZEN_TYPE, device=run.device).model
     torch.manual_seed(run.seed)
     with warnings.catch_warnings():

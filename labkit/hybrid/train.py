@@ -1,6 +1,6 @@
 """Train one arm at one budget with one seed on real text, and score it on held-out text.
 
-A run is a pure function of its `Run`. All arms of a seed start from the same weights and read the same batches in the
+All arms of a seed start from the same weights and read the same batches in the
 same order; a hybrid reads fewer of them, since its predicted steps read none.
 """
 
@@ -19,16 +19,25 @@ from labkit import device, memory
 from labkit.hybrid.arms import ARMS, hybrid_config
 from labkit.hybrid.digits import Digits, accuracy
 from labkit.hybrid.engine import Hybrid
-from labkit.hybrid.gate import Losses, untouched
+from labkit.hybrid.gate import Losses, probe_size, untouched
 from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
-from labkit.hybrid.tasks import CNN, Run, Text, build, data_of, losses_of, probe_size, score
+from labkit.hybrid.tasks import CNN, PACKAGES, Run, Text, build, data_of, losses_of, revisions, score
 from labkit.hybrid.vectors import copies
+from labkit.workflow.cell import cell
 
 TAIL = 0.05
 """Horizon of the tail average, as a share of the schedule."""
 _CURVE_POINTS = 80
 
 
+@cell(
+    "hybrid.train",
+    version=1,
+    data=revisions,
+    packages=(*PACKAGES, "scikit-learn"),
+    timing=("seconds", "phase_seconds", "added_bytes"),
+    timed=True,
+)
 def train(run: Run) -> dict[str, Any]:
     """Train and score.
 

@@ -1,18 +1,8 @@
-"""Report 000: preference training, time against size, quantization, routing between sizes, energy.
-
-To import it keeps oneDNN from AMX, unless ONEDNN_MAX_CPU_ISA says otherwise: a pair that is scored alone has to get the
-log-probabilities that it gets in a batch. A processor without AMX computes as it does anyway.
-"""
+"""Report 000: preference training, time against size, quantization, routing between sizes, energy."""
 
 from __future__ import annotations
 
-import os
-
 from labkit.lazy import exports
-
-# AMX kernels round a row by how many stand beside it: in bfloat16 the first DPO loss was 0.66 instead of ln 2, with
-# pairs 1.3 nats apart. oneDNN reads this once, at a process's first product, and workers inherit it.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 _HOMES = {
     "DpoArm": "dpo",

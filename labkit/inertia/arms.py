@@ -1,26 +1,26 @@
-"""Which training arms a run of report 000 has: the report's schedule, a rate sweep, tuned arms and their controls."""
+"""Which training arms a run of report 000 has: the report's schedule, a learning-rate sweep, tuned arms, controls."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig
 
 from labkit import models
 from labkit.inertia.dpo import DpoArm
-from labkit.schema import SizeInertia
+from labkit.schema_size_inertia import SizeInertia
 
 REPORT_STEPS = 75
 """Optimizer steps of the report's schedule: 115 pairs in micro-batches of 2, four accumulated, five epochs."""
 N_PAIRS = 115
 """Training pairs of the report, and of the set shipped here."""
 MAX_EXTENSIONS = 2
-"""Rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
+"""Learning rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
 SWEEP_PAIRS = 92
-"""Pairs that the arms of a rate sweep see, four fifths; the other 23 choose between the rates."""
+"""Pairs that the arms of a sweep see, four fifths; the other 23 choose between the learning rates."""
 
 ALLOWED_UNMATCHED = {"phi-2": ("o_proj",)}
 """Targets of the report's list that a model of the report does not have: it trained Phi-2 without them."""
@@ -88,26 +88,8 @@ def reached(model: str, config: LoraConfig, allow_unmatched: Sequence[str]) -> m
     """Return what a configuration reaches in a model's shape, without a warning that concerns PEFT's own calls."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         return models.lora_coverage(models.build(model, device="meta"), config, allow_unmatched=allow_unmatched)
-
-
-def best_rate(validation_losses: Mapping[float, float]) -> float | None:
-    """Return the rate with the lowest loss on the pairs that were not trained on; None if no arm of the sweep ended."""
-    return min(validation_losses, key=validation_losses.__getitem__, default=None)
-
-
-def next_rate(validation_losses: Mapping[float, float]) -> float | None:
-    """Return the rate to try next if the best one so far lies at the edge of those tried; None if it lies inside.
-
-    A single rate is no sweep and has no next one.
-    """
-    tried = sorted(validation_losses)
-    if len(tried) < 2:
-        return None
-    best, ratio = best_rate(validation_losses), tried[1] / tried[0]
-    if best == tried[-1]:
-        return best * ratio
-    return best / ratio if best == tried[0] else None
 
 
 def _completed(params: SizeInertia, model: str, seed: int, steps: int) -> DpoArm:

@@ -3,6 +3,9 @@
 Training is counted in FLOPs, 4 per parameter and token of a step with a frozen base (forward, and the gradient of the
 activations) and 2 of a forward pass, at half the speed of a matrix product measured here. Decoding is counted in bytes
 of weights at the copy bandwidth measured here.
+
+The product that is measured is the first one of a run's processes, at which oneDNN decides what it uses: it is kept to
+what the training arms are kept to.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ import torch
 
 from labkit import device
 from labkit.cost import Cost
+from labkit.inertia.coverage import coverage_specs
 from labkit.models import SHAPES
-from labkit.schema import SizeInertia
+from labkit.schema_size_inertia import SizeInertia
+from labkit.workflow import environment
 
+environment.hold_onednn(environment.WITHOUT_AMX)
 TOKENS_PER_PAIR = 190
 """Prompt, chosen and rejected text of a packed pair, to two digits."""
 N_TRAIN, N_VALIDATION = 115, 23
@@ -29,8 +35,8 @@ def plan_study(params: SizeInertia) -> Cost:
     flops, rate, basis = training_flops(params), *training_rate(params)
     seconds = decoding_seconds(params)
     return Cost(
-        n_cells=n_pieces(params),
-        pieces="pieces (shapes timed, arms trained, models questioned)",
+        n_cells=n_cells(params),
+        pieces="cells (shapes timed, arms trained, models questioned)",
         tokens=sum(n_arm_steps(params, model) for model in params.models) * params.batch_pairs * TOKENS_PER_PAIR,
         flops=flops,
         flops_per_second=rate,
@@ -59,11 +65,12 @@ def n_arm_steps(params: SizeInertia, model: str) -> int:
     return len(params.seeds) * params.report_steps + tuned * params.tuned_steps + swept
 
 
-def n_pieces(params: SizeInertia) -> int:
-    """Count the pieces of work of a run."""
+def n_cells(params: SizeInertia) -> int:
+    """Count the cells of a run."""
     arms = sum(n_arms(params, model) for model in params.models)
     quantized = 3 * len(params.quantized) + 2 * len(params.control_models)
-    return arms + len(params.ladder) + quantized + 2 * len(params.models)
+    of_models = 2 * len(params.models) + (len(params.models) > 1)
+    return arms + len(params.ladder) + quantized + of_models + len(coverage_specs(params)) + 1
 
 
 def training_flops(params: SizeInertia) -> float:
@@ -117,7 +124,7 @@ def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float
 
 
 def peak_bytes(params: SizeInertia) -> float:
-    """Return the memory of the largest piece: a rung's weights, or a model's with activations of two pairs."""
+    """Return the memory of the largest cell: a rung's weights, or a model's with activations of two pairs."""
     rung = 1.1 * max(map(rung_parameters, params.ladder)) * weights_dtype(params).itemsize
     model = max(SHAPES[model].parameters for model in params.models) * weights_dtype(params).itemsize
     return max(rung, model + 1.5 * 2**30) + 0.6 * 2**30

@@ -21,7 +21,14 @@ from transformers import __version__ as transformers_version
 
 from labkit.models import weight_bytes
 
+TIMES = ("prefill_seconds", "token_seconds", "seconds_per_token")
+"""Fields of `DecodeTiming.as_dict` that no two runs share."""
+VERSIONS = ("torch", "transformers")
+"""Fields of `conditions` that belong to what is installed: goldens hold with other versions, too."""
+
 __all__ = [
+    "TIMES",
+    "VERSIONS",
     "DecodeTiming",
     "adapter_state",
     "bytes_per_token",
@@ -143,7 +150,7 @@ def decode_once(
         made.append(inputs)
         marks.append(_now(wait))
     seconds = np.diff(marks).tolist()
-    return seconds[0], tuple(seconds[1:]), tuple(torch.cat(made, -1)[0].tolist())
+    return seconds[0], tuple(seconds[1:]), tuple(torch.cat(made, -1).squeeze(0).tolist())
 
 
 def _now(wait: Callable[[], object]) -> float:
@@ -169,6 +176,7 @@ def measure_train_step(
     warmup: int = 1,
     seed: int = 0,
     learning_rate: float = 1e-4,
+    losses: list[float] | None = None,
 ) -> list[float]:
     """Time whole optimizer steps (forward, backward, AdamW) on the parameters that are trainable.
 
@@ -179,7 +187,8 @@ def measure_train_step(
         repeats: timed steps.
         warmup: steps before them that are not kept; the first one also allocates AdamW's state.
         seed: seed of the tokens.
-        learning_rate: AdamW's rate.
+        learning_rate: AdamW's learning rate.
+        losses: gets the loss of every step, those of the warm-up included.
 
     Returns:
         seconds of each timed step.
@@ -206,6 +215,8 @@ def measure_train_step(
         seconds.append(_now(wait) - start)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of a timed training step is {loss.item()}")
+        if losses is not None:
+            losses.append(loss.item())
     return seconds[warmup:]
 
 

@@ -6,21 +6,32 @@ gives the same losses and margins, whether it ran through or was killed and cont
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from labkit import device
 from labkit.inertia import preferences
 from labkit.inertia.preferences import Pair
+from labkit.workflow import data, environment
+from labkit.workflow.cell import cell
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 REPORT_PAIRS, REPORT_MICRO_BATCH, REPORT_ACCUMULATION, REPORT_EPOCHS = 115, 2, 4, 5
 """Size of the report's data set and its training loop (its code; 75 optimizer steps follow)."""
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
 """Largest distance of the first loss from ln 2, by the type of the weights."""
+PACKAGES = ("torch", "transformers", "trl", "peft")
+"""Packages whose versions an arm's result names."""
+_TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
 
 
 class Steps(Protocol):
@@ -35,9 +46,10 @@ class DpoArm:
     """One training run, with everything its result depends on."""
 
     name: str
-    """Short name for people."""
+    """Short name for people; no part of what the arm is."""
     role: Literal["report", "sweep", "tuned", "shuffled", "template", "fewer pairs"] = "tuned"
-    """What it is for in a study: the report's schedule, a rate to choose from, the chosen one, or a control of that."""
+    """What it is for in a study: the report's schedule, a learning rate to choose from, the chosen one, or a control of
+    that. It changes no number, so an arm of another role that has the same values is the same cell."""
     model: str
     """Name for `labkit.models.load`, or a folder."""
     variant: Literal["original", "template", "shuffled"] = "original"
@@ -59,7 +71,7 @@ class DpoArm:
     beta: float = 0.1
     """DPO's inverse temperature."""
     learning_rate: float
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup_steps: int = 0
     """Steps of linear rise from 0; as in transformers the first of them has rate 0."""
     schedule: Literal["linear", "cosine"] = "linear"
@@ -173,23 +185,35 @@ def split_of(arm: DpoArm) -> Split:
     return Split(train=taken, validation=rest, held_out=held_out)
 
 
+@cell(
+    "inertia.arm",
+    version=1,
+    data=lambda arm: data.weights(arm.model) | data.shipped(*preferences.shipped("train", "held-out")),
+    packages=("transformers", "tokenizers", "trl", "peft", "accelerate"),
+    timing=(*_TIMES, *PACKAGES, "resumed_from_step"),
+    labels=("name", "role"),
+    onednn=environment.WITHOUT_AMX,
+)
 def train_arm(
     arm: DpoArm,
-    work_dir: Path,
+    work_dir: Path | None = None,
     progress: Steps | None = None,
     *,
     split: Split | None = None,
     reference_dir: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train an arm, or continue it after a kill, and score it.
 
     Args:
         arm: what to train.
-        work_dir: gets checkpoints while training, and at the end only `adapter/` in PEFT's format.
+        work_dir: gets checkpoints while training, and at the end only `adapter/` in PEFT's format; by default a
+            temporary folder, of which nothing is left.
         progress: is advanced by 1 for each optimizer step, and for those of an earlier run that are not done again.
         split: replaces the pairs that ship.
         reference_dir: where the reference's log-probabilities are kept, by default `work_dir`; arms of one model that
             share a folder compute each of them once.
+        callbacks: are told what the trainer does; they must change nothing.
 
     Returns:
         plain JSON: `curve` (a row per step), `first_loss`, `held_out` and `train_pairs` (a row per pair: margin, and
@@ -204,15 +228,15 @@ def train_arm(
     started = time.perf_counter()
     device.set_threads(arm.threads)
     device.set_determinism(arm.seed, arm.device)
-    work_dir = Path(work_dir)
     # trl and PEFT take seconds to import, and most who describe an arm never train one.
     from labkit.inertia.dpo_run import Run
 
-    with device.peak_memory(arm.device) as memory:
-        run = Run(arm, split or split_of(arm), work_dir, progress)
-        run.refer(Path(reference_dir or work_dir))
-        resumed_from = run.train()
-        result = run.scores()
-    run.keep_adapter()
+    with tempfile.TemporaryDirectory() if work_dir is None else contextlib.nullcontext(work_dir) as folder:
+        with device.peak_memory(arm.device) as memory:
+            run = Run(arm, split or split_of(arm), Path(folder), progress, callbacks)
+            run.refer(Path(reference_dir or folder))
+            resumed_from = run.train()
+            result = run.scores()
+        run.keep_adapter()
     wall = time.perf_counter() - started
     return result | {"resumed_from_step": resumed_from, "peak_bytes": memory.bytes, "wall_seconds": wall}

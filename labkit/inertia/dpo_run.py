@@ -20,25 +20,31 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainerCallback
 from trl import DPOConfig
 
 from labkit import models
 from labkit.inertia import evaluate, preferences
-from labkit.inertia.dpo import START_TOLERANCE, DpoArm, Split, Steps, data_order
+from labkit.inertia.dpo import PACKAGES, START_TOLERANCE, DpoArm, Split, Steps, data_order, train_arm
 from labkit.inertia.dpo_trainer import PreferenceTrainer
 from labkit.inertia.preferences import Pair
 from labkit.models import Loaded
-from labkit.record import source_hash
 
 _CURVE = ("step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 _CURVE += ("learning_rate", "num_tokens", "seconds", "grad_norm")
-_PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 class Run:
     """One arm on its way; the methods are called in the order they stand in."""
 
-    def __init__(self, arm: DpoArm, split: Split, folder: Path, progress: Steps | None) -> None:
+    def __init__(
+        self,
+        arm: DpoArm,
+        split: Split,
+        folder: Path,
+        progress: Steps | None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
         """Load the model and tokenise the pairs."""
         self._arm, self._split, self._folder, self._progress = arm, split, folder, progress
         loaded = models.load(arm.model, dtype=getattr(torch, arm.dtype), device=arm.device)
@@ -46,7 +52,8 @@ class Run:
         self._format = "chat template" if loaded.tokenizer.chat_template else "raw prompt"
         with quiet():
             self._coverage = models.lora_coverage(loaded.model, lora_config(arm), allow_unmatched=arm.allow_unmatched)
-            self._trainer = make_trainer(arm, loaded, split, folder, identity=self._identity(), on_step=self._tell)
+            own = {"identity": self._identity(), "on_step": self._tell, "callbacks": callbacks}
+            self._trainer = make_trainer(arm, loaded, split, folder, **own)
         self._rows = {name: list(rows) for name, rows in self._trainer.eval_dataset.items()}
         self._rows["train"] = list(self._trainer.train_dataset)
         for name, pairs in dataclasses.asdict(split).items():
@@ -54,12 +61,13 @@ class Run:
                 raise ValueError(f"arm {arm.name}: a {name} prompt fills max_length={arm.max_length}; raise it")
 
     def _identity(self) -> dict[str, Any]:
-        """Everything a checkpoint must agree with to be continued, the code included."""
-        own = {"arm": dataclasses.asdict(self._arm), "pairs": preferences.revision(self._split.train)}
-        return own | {"code": source_hash(["labkit.inertia.dpo"])} | self._conditions()
+        """Everything a checkpoint must agree with to be continued; the code is for who names the folder."""
+        own = {"arm": train_arm.spec(self._arm), "version": train_arm.version}
+        own |= {"pairs": preferences.revision(self._split.train), "environment": train_arm.environment(self._arm)}
+        return own | self._conditions()
 
     def _conditions(self) -> dict[str, Any]:
-        arm, versions = self._arm, {name: importlib.metadata.version(name) for name in _PACKAGES}
+        arm, versions = self._arm, {name: importlib.metadata.version(name) for name in PACKAGES}
         own = {"dtype": arm.dtype, "threads": arm.threads, "device": arm.device, "format": self._format}
         return own | {"weights_sha256": self._weights.sha256} | versions
 
@@ -77,7 +85,7 @@ class Run:
         order = data_order(len(rows), arm.steps, arm.batch_pairs, arm.seed)
         wanted = {name: range(len(own)) for name, own in self._rows.items()}
         wanted["train"] = sorted({*order.flat, *range(min(arm.eval_pairs, len(rows)))})
-        conditions = self._conditions() | {"max_length": arm.max_length}
+        conditions = self._conditions() | {"max_length": arm.max_length, "environment": train_arm.environment(arm)}
         self._reference = {}
         for name, own in self._rows.items():
             scores = np.full((len(own), 2), np.nan)
@@ -207,8 +215,25 @@ def trainer_config(arm: DpoArm, folder: Path, **changes: Any) -> DPOConfig:
     return DPOConfig(**own | changes)
 
 
-def make_trainer(arm: DpoArm, loaded: Loaded, split: Split, folder: Path, **own: Any) -> PreferenceTrainer:
-    """Make the trainer of an arm, its data tokenised by trl."""
+def make_trainer(
+    arm: DpoArm,
+    loaded: Loaded,
+    split: Split,
+    folder: Path,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **own: Any,
+) -> PreferenceTrainer:
+    """Make the trainer of an arm, its data tokenised by trl.
+
+    Args:
+        arm: what is trained.
+        loaded: its model and tokenizer.
+        split: its pairs.
+        folder: where checkpoints go.
+        callbacks: are told what the trainer does.
+        own: further arguments of `PreferenceTrainer`.
+    """
     chat = bool(loaded.tokenizer.chat_template)
     judged = {"held_out": split.held_out} | ({"validation": split.validation} if split.validation else {})
     # Iterable, because a map over any other data set pickles the tokenizer to look for its result in a cache: with
@@ -223,6 +248,7 @@ def make_trainer(arm: DpoArm, loaded: Loaded, split: Split, folder: Path, **own:
         eval_dataset=data,
         processing_class=loaded.tokenizer,
         peft_config=lora_config(arm),
+        callbacks=list(callbacks),
         **own,
     )
 

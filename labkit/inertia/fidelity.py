@@ -16,6 +16,8 @@ import torch
 
 from labkit import device, models
 from labkit.inertia import preferences, quantize
+from labkit.workflow import data, environment
+from labkit.workflow.cell import cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,13 @@ class FidelitySpec:
     """The pairs, so that numbers from another text are kept apart."""
 
 
+@cell(
+    "inertia.fidelity",
+    version=1,
+    data=lambda spec: data.weights(spec.model) | data.shipped(*preferences.shipped("held-out")),
+    packages=("transformers", "tokenizers", "torchao"),
+    onednn=environment.WITHOUT_AMX,
+)
 def measure_fidelity(spec: FidelitySpec) -> dict[str, Any]:
     """Quantize a pretrained model and compare it with itself on real text.
 

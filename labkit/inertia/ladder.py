@@ -24,8 +24,10 @@ from transformers import PreTrainedModel
 from labkit import device as machine
 from labkit import models
 from labkit.affine import AffineFit, fit_affine
-from labkit.inertia.decode import conditions, measure_decode, measure_train_step
+from labkit.inertia.decode import TIMES, VERSIONS, conditions, measure_decode, measure_train_step
 from labkit.units import GIB, MIB
+from labkit.workflow import environment
+from labkit.workflow.cell import cell
 
 LORA_RANK = 16
 """Rank of the adapters in timed training steps, as in the report."""
@@ -127,13 +129,22 @@ def build_rung(spec: Rung) -> PreTrainedModel:
     return model
 
 
+@cell(
+    "inertia.rung",
+    version=1,
+    packages=("transformers", "peft"),
+    timing=(*TIMES, *VERSIONS, "copy_bytes_per_s", "train_seconds", "build_seconds", "peak_bytes"),
+    timed=True,
+    onednn=environment.WITHOUT_AMX,
+)
 def measure_rung(spec: Rung) -> dict[str, Any]:
     """Build a rung, time its decoding beside the memory's bandwidth, and time a training step of its adapters.
 
     Returns:
         plain JSON: counts (`parameters`, `weight_bytes`, `bytes_per_token`, `n_layers`), samples
-        (`seconds_per_token`, `prefill_seconds`, `token_seconds`, `copy_bytes_per_s`, `train_seconds`), `conditions`,
-        `build_seconds` and `peak_bytes`. Copies count bytes read and bytes written.
+        (`seconds_per_token`, `prefill_seconds`, `token_seconds`, `copy_bytes_per_s`, `train_seconds`), `train_losses`
+        (one for each step, warm-up included), `conditions`, `build_seconds` and `peak_bytes`. Copies count bytes read
+        and bytes written.
 
     Raises:
         TooLarge, ValueError: as `build_rung`.
@@ -157,7 +168,8 @@ def measure_rung(spec: Rung) -> dict[str, Any]:
     counts = {name: timing.conditions[name] for name in ("parameters", "weight_bytes", "bytes_per_token", "n_layers")}
     result = {"name": spec.name, "rung": dataclasses.asdict(spec)} | counts | timing.as_dict()
     result |= {"copy_bytes_per_s": copies, "build_seconds": build_seconds, "peak_bytes": memory.added_bytes}
-    return result | (_train(model, spec) if spec.train else {"train_seconds": [], "train_conditions": {}})
+    untrained = {"train_seconds": [], "train_losses": [], "train_conditions": {}}
+    return result | (_train(model, spec) if spec.train else untrained)
 
 
 def _train(model: PreTrainedModel, spec: Rung) -> dict[str, Any]:
@@ -173,14 +185,15 @@ def _train(model: PreTrainedModel, spec: Rung) -> dict[str, Any]:
         # peft asks transformers for a name that transformers is about to drop.
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=targets, task_type="CAUSAL_LM"))
-    seconds = measure_train_step(
-        adapted, batch=spec.batch, length=spec.length, repeats=spec.repeats, warmup=spec.warmup, seed=spec.seed
-    )
+    counts = {"batch": spec.batch, "length": spec.length, "repeats": spec.repeats, "warmup": spec.warmup}
+    losses: list[float] = []
+    seconds = measure_train_step(adapted, **counts, seed=spec.seed, losses=losses)
     held = conditions(adapted) | {"batch": spec.batch, "length": spec.length, "optimizer": "AdamW", "model": spec.name}
     for name in ("sampler", "cache", "bytes_per_token"):
         del held[name]
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return {"train_seconds": seconds, "train_conditions": held | {"trainable": trainable, "targets": targets}}
+    held |= {"trainable": trainable, "targets": targets}
+    return {"train_seconds": seconds, "train_losses": losses, "train_conditions": held}
 
 
 def training_row(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from labkit import device as machine
+from labkit.inertia.decode import VERSIONS
 from labkit.models import prepare, quiet_transformers
 from labkit.pagecache import drop_pages
+from labkit.workflow import data, environment
+from labkit.workflow.cell import cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,15 @@ class LoadSpec:
     """Cold loads, each followed by a warm one."""
 
 
+@cell(
+    "inertia.load",
+    version=1,
+    data=lambda spec: data.weights(spec.model),
+    packages=("transformers", "safetensors"),
+    timing=("cold_seconds", "cold_unavailable", "warm_seconds", *VERSIONS),
+    timed=True,
+    onednn=environment.WITHOUT_AMX,
+)
 def measure_load(spec: LoadSpec) -> dict[str, Any]:
     """Load a model's files cold and warm, in turn, until every weight has been read once.
 

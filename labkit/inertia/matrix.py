@@ -20,7 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from labkit import device, models
 from labkit.device.energy import above_idle, idle_power
 from labkit.inertia import questions
+from labkit.inertia.decode import VERSIONS
 from labkit.inertia.questions import Question
+from labkit.workflow import data, environment
+from labkit.workflow.cell import cell
 
 SHOTS = (
     ("What is the capital of Italy?", "Rome"),
@@ -90,6 +93,15 @@ class Answer:
     """Mean log-probability of those tokens, in nats."""
 
 
+@cell(
+    "inertia.answers",
+    version=1,
+    data=lambda spec: data.weights(spec.model) | data.shipped(questions.SHIPPED),
+    packages=("transformers", "tokenizers"),
+    timing=("seconds", "joules", "energy_state", "energy", "idle", "above_idle", *VERSIONS),
+    timed=True,  # a query's seconds and joules are what routing weighs against its quality
+    onednn=environment.WITHOUT_AMX,
+)
 def answer_questions(spec: MatrixSpec, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
     """Let a model answer the questions of a spec.
 

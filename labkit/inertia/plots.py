@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures import style
+from labkit.units import settled
 
 Drawing = tuple[Figure, pd.DataFrame]
 
@@ -57,7 +58,7 @@ def _law_label(name: str, fit: Any) -> str:
 
 def _draw_law(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict[str, Any]) -> pd.DataFrame:
     x = np.geomspace(part["bytes"].min() / 1.5, part["bytes"].max() * 1.5, 80)
-    y = np.asarray(fit.predict(x))
+    x, y = (np.array([*map(settled, values)]) for values in (x, fit.predict(x)))
     axes.plot(x, y, **look | {"marker": ""})
     if fit.intercept > 0 and fit.slope > 0:
         axes.plot(x, np.full_like(x, fit.intercept), color=look["color"], linewidth=0.6, linestyle=":")

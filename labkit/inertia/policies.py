@@ -1,32 +1,23 @@
 """Routing policies: which model answers each query, at each setting of the policy's threshold.
 
 A policy looks at an answer table and returns, for every threshold, which answer is taken and which models are paid for.
-Its own cost is measured where it runs. Policies that choose between two models use the cheapest and the most expensive
-one of the table.
+Policies that choose between two models use the cheapest and the most expensive one of the table. Those that read the
+prompt take time to decide (`labkit.inertia.deciding`): it is measured where they run, unless they are given what was
+measured before.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from labkit.inertia.answer_table import AnswerTable, Array, text_encoder
-
-SMALL_WORDS = ("what is", "calculate", "how many", "+")
-LARGE_WORDS = ("consciousness", "meaning", "should", "why", "purpose")
-SHORT_CHARACTERS = 20
-"""Lists and limit of the report's rule (dp-web4/HRM, sage/irp/demo_sage_orchestration.py, select_resource)."""
-_FOLDS = 5
-_TIMED_PROMPTS = 20
-
-
-class CannotRoute(ValueError):
-    """A policy lacks something in the matrix that it decides by."""
+from labkit.inertia import deciding
+from labkit.inertia.answer_table import AnswerTable, Array
+from labkit.inertia.deciding import CannotRoute, Decided, gains
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,21 +55,15 @@ class KeywordRule:
     most expensive one.
     """
 
-    name: str = "keyword rule (report)"
+    name: str = deciding.KEYWORDS
     realisable: bool = True
+    decided: Decided | None = None
+    """What it decided before, for the prompts of the table."""
 
     def route(self, table: AnswerTable) -> Routes:
         """Route by the rule; it has no threshold."""
-        large, seconds = _timed(lambda prompt: float(wants_large(prompt)), table.prompts)
-        return Routes(**_between(table, large[None]), operating=0, own_seconds=seconds)
-
-
-def wants_large(prompt: str) -> bool:
-    """Say whether the report's rule sends a prompt to its larger model."""
-    text = prompt.lower()
-    if any(word in text for word in SMALL_WORDS) and "?" in prompt and len(prompt) < SHORT_CHARACTERS:
-        return False
-    return any(word in text for word in LARGE_WORDS)
+        decided = self.decided or deciding.by_keywords(table.prompts)
+        return Routes(**_between(table, [decided.scores]), operating=0, own_seconds=decided.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +83,15 @@ class RandomShare:
 class LongerToLarger:
     """Send the queries with the most characters to the most expensive model; half of them at the operating point."""
 
-    name: str = "length"
+    name: str = deciding.LENGTH
     realisable: bool = True
+    decided: Decided | None = None
+    """What it decided before, for the prompts of the table."""
 
     def route(self, table: AnswerTable) -> Routes:
         """Route at every length that occurs."""
-        scores, seconds = _timed(lambda prompt: float(len(prompt)), table.prompts)
-        return _by_score(table, scores, np.median(scores), own_seconds=seconds)
+        decided = self.decided or deciding.by_length(table.prompts)
+        return _by_score(table, decided.scores, np.median(decided.scores), own_seconds=decided.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,33 +140,15 @@ class Learned:
 
     seed: int = 0
     """Seed of the folds."""
-    name: str = "learned router"
+    name: str = deciding.LEARNED
     realisable: bool = True
+    decided: Decided | None = None
+    """What it decided before, for the prompts and gains of the table."""
 
     def route(self, table: AnswerTable) -> Routes:
         """Route at every probability that occurs; one half is the operating point."""
-        gains = (table.quality[:, -1] > table.quality[:, 0]).astype(int)
-        scores, seconds = self._scores(np.array(table.prompts, dtype=object), gains)
-        return _by_score(table, scores, 0.5, own_seconds=seconds)
-
-    def _scores(self, prompts: np.ndarray, gains: np.ndarray) -> tuple[Array, float]:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold
-        from sklearn.pipeline import make_pipeline
-
-        rarest = int(np.bincount(gains, minlength=2).min())
-        if rarest < 2:
-            raise CannotRoute(
-                f"{int(gains.sum())} of {len(gains)} queries gain from the larger model: nothing to learn"
-            )
-        folds = StratifiedKFold(min(_FOLDS, rarest), shuffle=True, random_state=self.seed)
-        scores, seconds = np.empty(len(gains)), []
-        for train, unseen in folds.split(prompts, gains):
-            router = make_pipeline(text_encoder(), LogisticRegression(max_iter=2000))
-            router.fit(prompts[train], gains[train])
-            scores[unseen] = router.predict_proba(prompts[unseen])[:, 1]
-            seconds += _times(lambda prompt, router=router: router.predict_proba([prompt]), prompts[unseen])
-        return scores, float(np.median(seconds))
+        decided = self.decided or deciding.by_learning(table.prompts, gains(table), self.seed)
+        return _by_score(table, decided.scores, 0.5, own_seconds=decided.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,25 +186,9 @@ def _between(table: AnswerTable, large: ArrayLike) -> dict[str, Array]:
     return {"answered": weights, "paid": weights}
 
 
-def _by_score(table: AnswerTable, scores: Array, operating: float, *, own_seconds: float) -> Routes:
+def _by_score(table: AnswerTable, scores: Sequence[float] | Array, operating: float, *, own_seconds: float) -> Routes:
     """Send queries whose score lies above a threshold to the most expensive model, at every threshold that differs."""
+    scores = np.asarray(scores)
     thresholds = np.unique([-np.inf, *scores, operating])[::-1]
     at = int(np.flatnonzero(thresholds == operating)[0])
     return Routes(**_between(table, scores > thresholds[:, None]), operating=at, own_seconds=own_seconds)
-
-
-def _timed(decide: Callable[[str], float], prompts: tuple[str, ...]) -> tuple[Array, float]:
-    """Decide for every prompt; return the decisions and the mean seconds of one."""
-    start = time.perf_counter()
-    scores = np.array([decide(prompt) for prompt in prompts])
-    return scores, (time.perf_counter() - start) / len(prompts)
-
-
-def _times(decide: Callable[[str], object], prompts: np.ndarray) -> list[float]:
-    """Time single decisions, as a service makes them."""
-    seconds = []
-    for prompt in prompts[:_TIMED_PROMPTS]:
-        start = time.perf_counter()
-        decide(prompt)
-        seconds.append(time.perf_counter() - start)
-    return seconds

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class Pair:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Pair))
+
+
+def shipped(*splits: str) -> list[str]:
+    """Name the files of splits relative to the package."""
+    return [f"inertia/data/{name}" for split in splits for name in SPLITS[split]]
 
 
 def load(split: str = "train", folder: Path | None = None) -> tuple[Pair, ...]:
@@ -225,6 +230,17 @@ def length_only_accuracy(pairs: Sequence[Pair]) -> float:
     return float(np.mean(scores))
 
 
+def length_only_accuracies(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """Return the `length_only_accuracy` of each category and of all pairs; None below ten pairs."""
+    return {name: length_only_accuracy(own) if len(own) >= 2 * _FOLDS else None for name, own in _groups(pairs).items()}
+
+
+def _groups(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of each category that occurs, and all of them."""
+    own = {name: [pair for pair in pairs if pair.category == name] for name in CATEGORIES}
+    return {name: group for name, group in own.items() if group} | {"all": list(pairs)}
+
+
 def _lengths(text: str) -> np.ndarray:
     return np.array([len(text.split()), len(text)], dtype=float)
 
@@ -235,19 +251,22 @@ def revision(pairs: Sequence[Pair]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def statistics(pairs: Sequence[Pair]) -> pd.DataFrame:
+def statistics(pairs: Sequence[Pair], length_only: Mapping[str, float | None] | None = None) -> pd.DataFrame:
     """Describe the pairs, a row per category and one for all.
+
+    Args:
+        pairs: what is described.
+        length_only: their `length_only_accuracies`, measured here if not given.
 
     Returns:
         columns category, n, prompt_words, chosen_words, rejected_words (means), chosen_longer (share of pairs whose
         chosen text has more words) and length_only_accuracy (None below ten pairs).
     """
-    names = [name for name in CATEGORIES if any(pair.category == name for pair in pairs)]
-    rows = [_statistics_row(name, [pair for pair in pairs if pair.category == name]) for name in names]
-    return pd.DataFrame([*rows, _statistics_row("all", list(pairs))])
+    by_length = length_only_accuracies(pairs) if length_only is None else length_only
+    return pd.DataFrame([_statistics_row(name, own, by_length.get(name)) for name, own in _groups(pairs).items()])
 
 
-def _statistics_row(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _statistics_row(name: str, pairs: Sequence[Pair], by_length: float | None) -> dict[str, Any]:
     words = np.array([[len(text.split()) for text in (pair.prompt, pair.chosen, pair.rejected)] for pair in pairs])
     prompt, chosen, rejected = words.mean(axis=0).tolist()
     return {
@@ -257,5 +276,5 @@ def _statistics_row(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
         "chosen_words": chosen,
         "rejected_words": rejected,
         "chosen_longer": float((words[:, 1] > words[:, 2]).mean()),
-        "length_only_accuracy": length_only_accuracy(pairs) if len(pairs) >= 2 * _FOLDS else None,
+        "length_only_accuracy": by_length,
     }

@@ -21,9 +21,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from labkit.inertia.compare import ratio
-from labkit.inertia.decode import measure_decode
+from labkit.inertia.decode import TIMES, VERSIONS, measure_decode
 from labkit.inertia.ladder import Rung, build_rung
 from labkit.units import GIB
+from labkit.workflow import environment
+from labkit.workflow.cell import cell
 
 WEIGHTS = ("int8", "int4")
 """Quantized types, besides a rung's own."""
@@ -46,6 +48,14 @@ class Unsupported(RuntimeError):
     """This machine or this version of torchao cannot multiply by weights of that type."""
 
 
+@cell(
+    "inertia.quantized",
+    version=1,
+    packages=("transformers", "torchao"),
+    timing=(*TIMES, *VERSIONS),
+    timed=True,
+    onednn=environment.WITHOUT_AMX,
+)
 def measure_quantized(spec: QuantizedRung) -> dict[str, Any]:
     """Quantize a rung, hold its logits against those of the rung as it was, and time its decoding.
 
@@ -170,7 +180,7 @@ def _random_tokens(model: PreTrainedModel, seed: int) -> torch.Tensor:
 @torch.inference_mode()
 def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Return logits [T, V] in the model's type."""
-    return model(input_ids=tokens, use_cache=False).logits[0]
+    return model(input_ids=tokens, use_cache=False).logits.squeeze(0)
 
 
 def _agreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from labkit.inertia.numerals import numbers
 
 PATH = Path(__file__).parent / "data" / "questions.jsonl"
 """The questions shipped with the package."""
+SHIPPED = f"inertia/data/{PATH.name}"
+"""Their file, relative to the package."""
 CATEGORIES = (
     *("geography", "science", "arithmetic", "language", "extraction"),
     *("reasoning", "instruction", "culture", "code"),
@@ -77,6 +79,12 @@ def load(path: Path = PATH) -> tuple[Question, ...]:
     if not found:
         raise ValueError(f"{path.name} holds no question")
     return tuple(found.values())
+
+
+def prompts(path: Path = PATH) -> dict[str, str]:
+    """Return the text of each question by its id."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row["prompt"] for row in rows}
 
 
 def fingerprint(path: Path = PATH) -> str:
@@ -209,7 +217,7 @@ def _question(line: str) -> Question:
         if not (isinstance(value, str) and value.strip() == value != "" and "\n" not in value):
             raise ValueError(f"field {name!r} is {value!r}; write a line of text without blanks around it")
     _one_of(raw, "category", CATEGORIES)
-    _one_of(raw, "grader", CHANCE)
+    _one_of(raw, "grader", _GRADERS)
     if not isinstance(raw.get("ordered", False), bool):
         raise ValueError(f"field 'ordered' is {raw['ordered']!r}; write true or false")
     return _checked(Question(**raw | {"answer": _answer(raw), "options": _texts(raw, "options")}))

@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peft import LoraConfig
 from scipy import stats as scipy_stats
 
 from labkit import models
 from labkit.inertia import arms, compare, cost, ladder
+from labkit.inertia.coverage import REPORTED, CoverageSpec
 from labkit.inertia.dpo import optimizer_steps
 from labkit.inertia.study import Study
 from labkit.params import scale
-from labkit.schema import Scale, SizeInertia
+from labkit.schema import Scale
+from labkit.units import settled
 
-REPORTED = ("qwen2.5-0.5b", "phi-2", "qwen2.5-7b")
-"""The report's models, smallest first."""
 LOSS_STEPS = (5, 30, 50, 75)
 """Steps at which the report prints a loss, each the mean of the last five."""
 
@@ -28,45 +27,42 @@ Number = dict[str, Any]
 
 def results(study: Study) -> dict[str, Number]:
     """Collect every number the ledger may ask for, with unit, interval and number of seeds."""
-    return property_results(study.params) | timing_results(study) | training_results(study)
+    return property_results(study.coverage) | timing_results(study) | training_results(study)
 
 
-def property_results(params: SizeInertia) -> dict[str, Number]:
-    """Count what needs no run: parameters, adapters, optimizer steps."""
-    out = {f"parameters/{name}": _number(models.SHAPES[name].parameters, "parameters") for name in REPORTED}
-    small = models.SHAPES["qwen2.5-0.5b"].parameters
+def property_results(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> dict[str, Number]:
+    """Count what needs no training: parameters, adapters of the report's targets, optimizer steps.
+
+    Args:
+        coverage: what `coverage.measure_coverage` returned.
+    """
+    found = {spec.model: done for spec, done in coverage.items() if "dense" not in spec.targets}
+    out = {f"parameters/{name}": _number(found[name]["total"], "parameters") for name in REPORTED}
     for name in REPORTED[1:]:
-        out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = _number(models.SHAPES[name].parameters / small, "")
-    percent = {}
+        ratio = found[name]["total"] / found["qwen2.5-0.5b"]["total"]
+        out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = _number(ratio, "")
     for name in REPORTED[:2]:
-        coverage = arms.coverage(params, name)
-        percent[name] = coverage.percent
-        out[f"lora_trainable/{name}"] = _number(coverage.trainable, "parameters")
-        out[f"lora_percent/{name}"] = _number(coverage.percent, "percent")
-    ratio = percent["phi-2"] / percent["qwen2.5-0.5b"]
+        out[f"lora_trainable/{name}"] = _number(found[name]["trainable"], "parameters")
+        out[f"lora_percent/{name}"] = _number(found[name]["percent"], "percent")
+    ratio = found["phi-2"]["percent"] / found["qwen2.5-0.5b"]["percent"]
     out["lora_percent_ratio/phi-2_over_qwen2.5-0.5b"] = _number(ratio, "")
     steps = optimizer_steps(arms.N_PAIRS, micro_batch=2, accumulation=4, epochs=5)
     return out | {"dpo/optimizer_steps": _number(steps, "steps")}
 
 
-def coverage_table(params: SizeInertia) -> pd.DataFrame:
+def coverage_table(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> pd.DataFrame:
     """Lay out what the report's targets reach in its models and in this profile's, and Phi-2 with its own names."""
-    listed = {name: list(params.lora_targets) for name in dict.fromkeys((*REPORTED, *params.models))}
-    rows = [_coverage_row(params, name, targets) for name, targets in listed.items()]
-    own = ["dense" if target == "o_proj" else target for target in params.lora_targets]
-    return pd.DataFrame([*rows[:2], _coverage_row(params, "phi-2", own), *rows[2:]])
+    return pd.DataFrame([_coverage_row(spec, done) for spec, done in coverage.items()])
 
 
-def _coverage_row(params: SizeInertia, name: str, targets: list[str]) -> dict[str, Any]:
-    config = LoraConfig(r=params.lora_rank, target_modules=targets)
-    found = arms.reached(name, config, targets)
+def _coverage_row(spec: CoverageSpec, done: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "model": name,
-        "targets": ", ".join(target.removesuffix("_proj") for target in targets),
-        "trainable": found.trainable,
-        "percent": found.percent,
-        "unmatched": ", ".join(found.unmatched),
-        "layers": f"{len(found.layers)} of {found.n_layers}",
+        "model": spec.model,
+        "targets": ", ".join(target.removesuffix("_proj") for target in spec.targets),
+        "trainable": done["trainable"],
+        "percent": done["percent"],
+        "unmatched": ", ".join(done["unmatched"]),
+        "layers": f"{len(done['layers'])} of {done['n_layers']}",
     }
 
 
@@ -94,7 +90,8 @@ def size_exponent(points: pd.DataFrame) -> Number:
     medians = points.groupby("name").agg(bytes=("bytes", "first"), seconds=("seconds", "median"))
     fit = scipy_stats.linregress(np.log(medians["bytes"].to_numpy(float)), np.log(medians["seconds"].to_numpy(float)))
     width = scipy_stats.t.ppf(0.975, len(medians) - 2) * fit.stderr
-    return _number(fit.slope, "", [fit.slope - width, fit.slope + width], note=f"{len(medians)} sizes")
+    slope, low, high = map(settled, (fit.slope, fit.slope - width, fit.slope + width))
+    return _number(slope, "", [low, high], note=f"{len(medians)} sizes")
 
 
 def training_results(study: Study) -> dict[str, Number]:

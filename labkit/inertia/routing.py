@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 from labkit.inertia.answer_table import AnswerTable, Array, answer_table
+from labkit.inertia.deciding import CannotRoute, wants_large
 from labkit.inertia.policies import (
     ALL,
     BestSingle,
-    CannotRoute,
     Cascade,
     KeywordRule,
     Learned,
@@ -31,9 +31,9 @@ from labkit.inertia.policies import (
     Policy,
     RandomShare,
     Routes,
-    wants_large,
 )
 from labkit.stats import Interval
+from labkit.units import settled
 
 __all__ = [
     "ALL",
@@ -138,7 +138,7 @@ def replay(
     above = quality_at - ends.random_quality(cost_at)
     equal = None if ends.same_cost else _interval(np.where(np.abs(above) < _ROUNDING, 0.0, above))
     judged = minus_random or equal
-    curve = pd.DataFrame({"cost": ours[0][0], "quality": ours[1][0]})
+    curve = pd.DataFrame({"cost": ours[0][0], "quality": ours[1][0]}).map(lambda x: settled(x, digits=10))
     return Replay(
         policy=policy.name,
         realisable=policy.realisable,
@@ -230,7 +230,7 @@ def _interval(values: Array) -> Interval:
     """Take the first value as the estimate and percentiles of the others, undefined ones left out."""
     drawn = values[1:][~np.isnan(values[1:])]
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], method="inverted_cdf")
-    return Interval(estimate=float(values[0]), low=float(low), high=float(high), level=_LEVEL)
+    return Interval(estimate=settled(values[0]), low=settled(low), high=settled(high), level=_LEVEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

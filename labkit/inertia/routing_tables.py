@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from labkit.device.energy import stated_watts
-from labkit.inertia import economics, routing
+from labkit.inertia import deciding, economics, routing
 from labkit.inertia.answer_table import answer_table
 from labkit.inertia.evaluate import wilson
 from labkit.inertia.matrix import to_matrix
@@ -45,8 +45,8 @@ def yes_no_sentence(answers: pd.DataFrame) -> str:
     )
 
 
-def replays(answers: pd.DataFrame, *, bootstrap: int) -> tuple[list[Replay], list[str]]:
-    """Replay every policy that the matrix can feed.
+def replays(answers: pd.DataFrame, study: Study) -> tuple[list[Replay], list[str]]:
+    """Replay every policy that the matrix can feed, with what the study's policies decided.
 
     Returns:
         the replays, and a line with the reason for each policy that cannot be replayed.
@@ -54,7 +54,8 @@ def replays(answers: pd.DataFrame, *, bootstrap: int) -> tuple[list[Replay], lis
     table, found, refused = answer_table(answers), [], []
     for policy in routing.ALL:
         try:
-            found.append(routing.replay(table, policy, bootstrap=bootstrap))
+            known = deciding.with_decisions(policy, study.decided)
+            found.append(routing.replay(table, known, bootstrap=study.params.bootstrap))
         except CannotRoute as error:
             refused.append(f"{policy.name}: {error}")
     return found, refused

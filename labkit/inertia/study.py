@@ -1,29 +1,33 @@
-"""Run everything report 000 needs on this machine, piece by piece: time shapes, ask questions, train arms.
+"""Walk through the cells of report 000: shapes are timed, models questioned, arms trained.
 
-A piece is a pure function of one frozen description. Its result is stored as soon as it is there, and a rerun asks the
-store first, so a run killed at any moment loses at most the piece under way (and of a training arm at most the steps
-since its last checkpoint). Pieces run one after the other: each may use all threads, and no timing has a neighbour.
+They run one after the other in this process: each may use all threads, and no timing has a neighbour. A run that is
+killed loses at most the cell under way, and of a training arm at most the steps since its last checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from labkit import device, memory, models, paths
-from labkit.inertia import arms, cost, dpo, fidelity, ladder, loading, matrix, quantize
+from labkit.inertia import arms, cost, coverage, deciding, dpo, fidelity, ladder, loading, matrix, quantize, surface
+from labkit.inertia.answer_table import answer_table
+from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import DpoArm
 from labkit.inertia.fidelity import FidelitySpec
 from labkit.inertia.loading import LoadSpec
 from labkit.inertia.matrix import MatrixSpec
 from labkit.inertia.quantize import QuantizedRung
+from labkit.inertia.surface import SurfaceSpec
+from labkit.models.revisions import revision
 from labkit.progress import Progress, of_study
-from labkit.record import Store, cell_key, source_hash
-from labkit.schema import SizeInertia
+from labkit.schema_size_inertia import SizeInertia
+from labkit.training.sweep import best_rate, next_rates
+from labkit.workflow import reach
+from labkit.workflow.cell import CellFunction, Json, digest
+from labkit.workflow.cells import Cells
 
 
 @dataclass
@@ -32,83 +36,121 @@ class Study:
 
     params: SizeInertia
     """What was asked for."""
-    rungs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: Cells
+    """The cells it stands on; those that failed are in `cells.failures`, never dropped."""
+    coverage: dict[CoverageSpec, Json] = field(default_factory=dict)
+    """What `coverage.measure_coverage` returned."""
+    rungs: dict[str, Json] = field(default_factory=dict)
     """What `ladder.measure_rung` returned, by rung."""
-    quantized: dict[QuantizedRung, dict[str, Any]] = field(default_factory=dict)
+    quantized: dict[QuantizedRung, Json] = field(default_factory=dict)
     """What `quantize.measure_quantized` returned."""
-    fidelity: dict[FidelitySpec, dict[str, Any]] = field(default_factory=dict)
+    fidelity: dict[FidelitySpec, Json] = field(default_factory=dict)
     """What `fidelity.measure_fidelity` returned."""
-    loads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loads: dict[str, Json] = field(default_factory=dict)
     """Cold and warm load times, by model."""
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, Json] = field(default_factory=dict)
     """What `matrix.answer_questions` returned, by model."""
-    arms: dict[DpoArm, dict[str, Any]] = field(default_factory=dict)
+    decided: Json = field(default_factory=dict)
+    """What `deciding.measure_deciding` returned, by policy."""
+    surface: Json | None = None
+    """What `surface.measure_surface` returned."""
+    arms: dict[DpoArm, Json] = field(default_factory=dict)
     """What `dpo.train_arm` returned."""
+    sweeps: dict[str, dict[float, float]] = field(default_factory=dict)
+    """Validation loss at each learning rate tried, infinite where training diverged, by model."""
     best_rate: dict[str, float] = field(default_factory=dict)
     """Chosen peak learning rate, by model."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Error of each piece that has no result."""
-    cached: int = 0
-    """Number of pieces that were found finished."""
 
 
 def run_study(params: SizeInertia) -> Study:
-    """Run or load every piece.
-
-    Returns:
-        results and failures; a piece that failed (a shape larger than the memory that is left is one) is listed in
-        `failures`, never dropped.
+    """Run or load every cell.
 
     Raises:
         MissingData: a model's weights are not here and cannot be fetched.
+        MissingCells: nothing may run, and cells are not on record.
         ValueError: bad input, such as a target module that matches nothing.
     """
-    device.set_threads(n_threads(params))
-    study = Study(params)
-    with of_study(cost.n_pieces(params), "size inertia", params.hardware, params.report_id()) as progress:
-        run = _Runner(study, progress)
-        run.shapes()
-        run.questions()
+    study = Study(params, Cells.of(params.hardware, params.report_id()))
+    if not study.cells.only_recorded:
+        device.set_threads(n_threads(params))
         for model in params.models:
-            run.train(model)
+            _require_weights(model)
+    with of_study(cost.n_cells(params), "size inertia", params.hardware, params.report_id()) as study.cells.progress:
+        walk = _Walk(study)
+        walk.adapters()
+        walk.shapes()
+        walk.questions()
+        walk.texts()
+        for model in params.models:
+            walk.train(model)
+    study.cells.require()
     return study
 
 
+def _require_weights(model: str) -> None:
+    """Fetch weights that cannot even be told from others because they are not here."""
+    try:
+        revision(model)
+    except models.MissingWeights:
+        models.prepare(model)
+
+
+def count_adapters(params: SizeInertia) -> dict[CoverageSpec, Json]:
+    """Run or load the cells that need neither weights nor time: what adapters reach in each model."""
+    study = Study(params, Cells.of(params.hardware, params.report_id()))
+    _Walk(study).adapters()
+    study.cells.require()
+    return study.coverage
+
+
 def n_threads(params: SizeInertia) -> int:
-    """Return the threads of every piece: pieces run alone, so one has those of all workers."""
+    """Return the threads of every cell: cells run alone, so one has those of all workers."""
     return params.workers * params.threads
 
 
-class _Runner:
-    """Walks through the pieces with one store and one progress display."""
+class _Walk:
+    """Asks for the cells in their order; which ones are trained follows from those before."""
 
-    def __init__(self, study: Study, progress: Progress) -> None:
-        self._study, self._params, self._progress = study, study.params, progress
-        folder = paths.runs(study.params.hardware, study.params.report_id())
-        self._store, self._work = Store(folder / "cells"), folder / "arms"
+    def __init__(self, study: Study) -> None:
+        self._study, self._params, self._cells = study, study.params, study.cells
+        self._work = paths.runs(study.params.hardware, study.params.report_id()) / "arms"
+
+    def adapters(self) -> None:
+        for spec in coverage.coverage_specs(self._params):
+            label = f"adapters of {spec.model} at {', '.join(spec.targets)}"
+            self._into(self._study.coverage, spec, coverage.measure_coverage, spec, label)
 
     def shapes(self) -> None:
         for spec in rungs(self._params):
-            self._into(self._study.rungs, spec.name, f"rung {spec.name}", spec, ladder.measure_rung)
+            self._into(self._study.rungs, spec.name, ladder.measure_rung, spec, f"rung {spec.name}")
         for spec in quantized_rungs(self._params):
             label = f"rung {spec.rung.name} in {spec.weights}"
-            self._into(self._study.quantized, spec, label, spec, quantize.measure_quantized)
+            self._into(self._study.quantized, spec, quantize.measure_quantized, spec, label)
         for spec in fidelity_specs(self._params):
             label = f"{spec.model} in {spec.weights}"
-            self._into(self._study.fidelity, spec, label, spec, fidelity.measure_fidelity)
+            self._into(self._study.fidelity, spec, fidelity.measure_fidelity, spec, label)
         for spec in loads(self._params):
-            self._into(self._study.loads, spec.model, f"load {spec.model}", spec, loading.measure_load)
+            self._into(self._study.loads, spec.model, loading.measure_load, spec, f"load {spec.model}")
 
     def questions(self) -> None:
+        """Let every model answer, and the policies decide between those that did."""
         for spec in question_specs(self._params):
-            self._into(self._study.answers, spec.model, f"questions to {spec.model}", spec, matrix.answer_questions)
+            self._into(self._study.answers, spec.model, matrix.answer_questions, spec, f"questions to {spec.model}")
+        if len(self._study.answers) > 1:
+            rows = (row for answered in self._study.answers.values() for row in answered["rows"])
+            spec = deciding.spec_of(answer_table(matrix.frame(rows)))
+            self._study.decided = self._into({}, None, deciding.measure_deciding, spec, "routing decisions") or {}
+
+    def texts(self) -> None:
+        spec = SurfaceSpec(n_pairs=arms.N_PAIRS)
+        self._study.surface = self._into({}, None, surface.measure_surface, spec, "words and lengths")
 
     def train(self, model: str) -> None:
-        """Sweep the rate, then run the report's arms and the tuned ones."""
-        losses = self._sweep(model)
+        """Sweep the learning rate, then run the report's arms and the tuned ones."""
+        self._study.sweeps[model] = self._sweep(model)
+        rate = best_rate(self._study.sweeps[model])
         for seed in self._params.seeds:
             self._arm(arms.report_arm(self._params, model, seed))
-        rate = arms.best_rate(losses)
         if rate is None:
             return
         self._study.best_rate[model] = rate
@@ -116,56 +158,51 @@ class _Runner:
             self._arm(arm)
 
     def _sweep(self, model: str) -> dict[float, float]:
-        """Try the declared rates, and further ones while the best lies at their edge; return validation losses."""
+        """Try the declared learning rates, and further ones while the best lies at their edge.
+
+        Returns:
+            the loss on the pairs that were not trained on, infinite where training diverged; nothing if cells are
+            missing, because what they would lead to is unknown.
+        """
         losses: dict[float, float] = {}
+        n_missing = len(self._cells.missing)
         wanted = list(self._params.learning_rates)
         for extension in range(arms.MAX_EXTENSIONS + 1):
-            self._progress.extend(len(wanted) if extension else 0)
-            for arm in (arms.sweep_arm(self._params, model, rate) for rate in wanted):
-                self._arm(arm)
-                if arm in self._study.arms:
-                    losses[arm.learning_rate] = self._study.arms[arm]["validation"]["loss"]
-            further = arms.next_rate(losses)
-            wanted = [] if further is None else [further]
-            if not wanted:
-                break
+            self._cells.progress.extend(len(wanted) if extension else 0)
+            for rate in wanted:
+                done = self._arm(arms.sweep_arm(self._params, model, rate))
+                losses[rate] = done["validation"]["loss"] if done else math.inf
+            wanted = next_rates(losses)
+            if len(self._cells.missing) > n_missing:
+                return {}
         return losses
 
-    def _arm(self, arm: DpoArm) -> None:
-        def work(spec: DpoArm) -> dict[str, Any]:
-            folder = self._work / cell_key(dataclasses.asdict(spec))[:16]
-            steps = _Steps(self._progress)
-            # transformers takes seconds to import, and most who read a study train nothing.
-            from labkit.trainer_metrics import of_trainers
+    def _arm(self, arm: DpoArm) -> Json | None:
+        return self._into(self._study.arms, arm, dpo.train_arm, arm, f"arm {arm.name}", self._trained)
 
-            with of_trainers(spec.name, dataclasses.asdict(spec)):
-                return dpo.train_arm(spec, folder, steps, reference_dir=self._work / "references")
+    def _trained(self, arm: DpoArm) -> Json:
+        """Train an arm where a killed run continues it, unless the code or the data are others by then."""
+        # transformers takes seconds to import, and most who read a study train nothing.
+        from labkit.trainer_metrics import TrainerMetrics
 
-        self._into(self._study.arms, arm, f"arm {arm.name}", arm, work)
+        code = reach.code_hash(dpo.train_arm.name)
+        folder = self._work / digest(dpo.train_arm.identity(arm) | {"code": code})[:16]
+        with TrainerMetrics(arm.name, dataclasses.asdict(arm)) as followed:
+            shared = {"reference_dir": self._work / f"references-{code[:16]}", "callbacks": [followed]}
+            return dpo.train_arm(arm, folder, _Steps(self._cells.progress), **shared)
 
-    def _into(self, results: dict, key: Any, label: str, spec: Any, work: Callable[[Any], Mapping[str, Any]]) -> None:
-        """Load a piece, or run and store it; what the machine did to it becomes a failure, bad input is raised."""
-        source = source_hash([type(spec).__module__])
-        inputs = {"piece": dataclasses.asdict(spec), "source": source, "torch": torch.__version__}
-        stored = self._store.load(cell_key(inputs))
-        if stored is not None:
-            results[key] = stored
-            self._study.cached += 1
-            self._progress.skip(1, label)
-            return
-        self._progress.note(label)
-        try:
-            self._store.save(cell_key(inputs), inputs, work(spec))
-            results[key] = self._store.load(cell_key(inputs))
-        except (RuntimeError, MemoryError, FloatingPointError, models.TooLarge) as error:
-            self._study.failures[label] = f"{type(error).__name__}: {error}"
-        finally:
+    def _into(self, results: dict, key: Any, work: CellFunction, spec: Any, label: str, do: Any = None) -> Json | None:
+        """Load or run a cell, and keep its result, if it has one, under a key."""
+        n_found = self._cells.cached
+        if (found := self._cells.one(work, spec, label, do)) is not None:
+            results[key] = found
+        if self._cells.cached == n_found:
             memory.release()  # kernels of `labkit run` tell glibc to keep it, and a large shape needs the pages
-        self._progress.advance(1, label)
+        return found
 
 
 class _Steps:
-    """Shows an arm's steps as remarks: what is counted are pieces."""
+    """Shows an arm's steps as remarks: what is counted are cells."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import vstack
 
 from labkit import paths
 from labkit.inertia import arms, evaluate, preferences, published
 from labkit.inertia.dpo import DpoArm
-from labkit.inertia.preferences import Pair
 from labkit.inertia.results import loss_of
 from labkit.inertia.study import Study
 
@@ -81,6 +79,11 @@ def loss_series(steps: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["series", "step", "loss", "margin"]]
 
 
+def pairs_table(study: Study) -> pd.DataFrame:
+    """Describe the training pairs: numbers, lengths, and what lengths alone give away."""
+    return preferences.statistics(preferences.load("train"), study.surface["lengths"] if study.surface else {})
+
+
 def published_series() -> pd.DataFrame:
     """Return the report's own curves, a row every five steps, with the margin where the report states one."""
     return published.loss_curves()
@@ -100,7 +103,7 @@ def held_out_table(study: Study) -> pd.DataFrame:
             rows.append({"model": model, "arm": "untrained"} | _counted(done["reference"]))
         for label in dict.fromkeys(map(_arm_label, own)):
             rows.append({"model": model, "arm": label} | _pooled([d for a, d in own.items() if _arm_label(a) == label]))
-    return pd.DataFrame([*rows, word_baseline()])
+    return pd.DataFrame(rows + ([word_row(study.surface["words"])] if study.surface else []))
 
 
 def _arm_label(arm: DpoArm) -> str:
@@ -131,28 +134,9 @@ def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: summary[name] for name in ("correct", "n", "accuracy", "low", "high")} | once
 
 
-def word_baseline(n_pairs: int = arms.N_PAIRS, seed: int = 0) -> dict[str, Any]:
-    """Judge the held-out pairs by their words alone: what a model has to beat to have learned more than vocabulary.
-
-    A logistic regression without intercept on the difference of TF-IDF vectors of words and word pairs, fitted to the
-    training pairs, each in both directions.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    train = preferences.take(preferences.load("train"), n_pairs, seed)
-    held_out = preferences.load("held-out")
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    words.fit([text for pair in train for text in (pair.chosen, pair.rejected)])
-
-    def difference(pairs: Sequence[Pair]) -> Any:
-        return words.transform([p.chosen for p in pairs]) - words.transform([p.rejected for p in pairs])
-
-    known = difference(train)
-    both = vstack([known, -known])
-    model = LogisticRegression(fit_intercept=False, max_iter=2000).fit(both, [1] * len(train) + [0] * len(train))
-    scores = model.decision_function(difference(held_out))
-    return {"model": "words alone", "arm": f"bag of words, {n_pairs} pairs"} | _counted(evaluate.accuracy(scores))
+def word_row(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of the bag of words, which has no language model (`surface.measure_surface`)."""
+    return {"model": "words alone", "arm": f"bag of words, {words['n_pairs']} pairs"} | _counted(words)
 
 
 def size_table(study: Study) -> pd.DataFrame:
@@ -168,16 +152,17 @@ def size_table(study: Study) -> pd.DataFrame:
 
 
 def sweep_table(study: Study) -> pd.DataFrame:
-    """Lay out the rate sweep: loss on the pairs that were not trained on, with the chosen rate marked."""
+    """Lay out the learning-rate sweeps: loss on the pairs that were not trained on, with the chosen rate marked.
+
+    Where training diverged the loss is infinite; such a rate was tried.
+    """
     rows = []
-    for arm, done in study.arms.items():
-        if arm.role == "sweep":
-            chosen = study.best_rate.get(arm.model) == arm.learning_rate
-            tried = [other.learning_rate for other in study.arms if (other.model, other.role) == (arm.model, "sweep")]
-            inside = min(tried) < arm.learning_rate < max(tried)
-            row = {"model": arm.model, "learning rate": arm.learning_rate, "steps": arm.steps}
-            row |= {"validation loss": done["validation"]["loss"], "validation pairs": done["validation"]["n"]}
-            rows.append(row | {"chosen": "" if not chosen else "chosen" if inside else "chosen, at the edge"})
+    for model, losses in study.sweeps.items():
+        for rate, loss in losses.items():
+            mark = "chosen" if min(losses) < rate < max(losses) else "chosen, at the edge"
+            row = {"model": model, "learning rate": rate, "steps": study.params.sweep_steps, "validation loss": loss}
+            row |= {"validation pairs": arms.N_PAIRS - arms.SWEEP_PAIRS}
+            rows.append(row | {"chosen": mark if rate == study.best_rate.get(model) else ""})
     return pd.DataFrame(rows)
 
 

@@ -1,26 +1,28 @@
 """Models by name: the reports' shapes with random weights, real weights with the bytes they came from, adapters."""
 
-from .adapters import Coverage, lora_coverage
-from .folders import MissingWeights, Weights, quiet_transformers
-from .shapes import SHAPES, Shape, TooLarge, build, require_memory, shape_of, weight_bytes
-from .weights import OFFLINE_PAIR, Loaded, licences, load, prepare
+from labkit.lazy import exports
 
-__all__ = [
-    "OFFLINE_PAIR",
-    "SHAPES",
-    "Coverage",
-    "Loaded",
-    "MissingWeights",
-    "Shape",
-    "TooLarge",
-    "Weights",
-    "build",
-    "licences",
-    "load",
-    "lora_coverage",
-    "prepare",
-    "quiet_transformers",
-    "require_memory",
-    "shape_of",
-    "weight_bytes",
-]
+_HOMES = {
+    "OFFLINE_PAIR": "weights",
+    "SHAPES": "shapes",
+    "Coverage": "adapters",
+    "Loaded": "weights",
+    "MissingWeights": "folders",
+    "Shape": "shapes",
+    "TooLarge": "shapes",
+    "Weights": "folders",
+    "build": "shapes",
+    "licences": "weights",
+    "load": "weights",
+    "lora_coverage": "adapters",
+    "prepare": "weights",
+    "quiet_transformers": "folders",
+    "require_memory": "shapes",
+    "shape_of": "shapes",
+    "weight_bytes": "shapes",
+}
+"""Module of each public name. They are imported when they are asked for: torch, transformers and PEFT take seconds, and
+what a model's bytes are (`labkit.models.revisions`) is told without them."""
+__all__ = [*_HOMES]
+
+__getattr__, __dir__ = exports(__name__, _HOMES)

@@ -27,8 +27,8 @@ _CHUNK = 1 << 20
 _SIGMA = 0.02
 
 
-class TooLarge(ValueError):
-    """A model does not fit into the memory that is free."""
+class TooLarge(MemoryError, ValueError):
+    """A model does not fit into the memory that is free; who asks for it by name has asked for too much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

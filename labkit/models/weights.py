@@ -8,7 +8,7 @@ Only safetensors are read, nothing is unpickled, and no code of a model reposito
 from __future__ import annotations
 
 import difflib
-import os
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,11 @@ from labkit.models.folders import (
     hashes,
     quiet_transformers,
 )
-from labkit.models.packed import PACKED, unpacked
+from labkit.models.pins import PACKED
+from labkit.models.revisions import FILES, FOLDER_VARIABLE, own_folder
 from labkit.models.shapes import SHAPES, require_memory
+from labkit.models.tiny import TINY, written
 
-FOLDER_VARIABLE = "LABKIT_MODELS"
 OFFLINE_PAIR = tuple(PACKED)
 """Models that need a package index once and no hub, the smaller one first."""
 _HUB_LICENCES = {
@@ -45,8 +46,6 @@ _HUB_LICENCES = {
     "smollm2-135m": "Apache-2.0",
     "gemma-3-270m": PACKED["gemma-3-270m"].licence,
 }
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
-_HUB_FILES += ["vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -67,8 +66,8 @@ def load(
     """Load a pretrained model in evaluation mode, with its tokenizer.
 
     Args:
-        name_or_folder: a key of `labkit.models.SHAPES`; the hub name of one, which asks for the hub's own file; or a
-            folder with config.json, tokenizer and safetensors.
+        name_or_folder: a key of `labkit.models.SHAPES`; the hub name of one, which asks for the hub's own file; a key
+            of `labkit.models.tiny.TINY`; or a folder with config.json, tokenizer and safetensors.
         dtype: type the weights are held in.
         device: "cpu" or "cuda".
         cache: replaces `labkit.paths.cache()`.
@@ -110,21 +109,51 @@ def prepare(name_or_folder: str | Path, *, cache: Path | None = None) -> tuple[P
         MissingWeights, ValueError: as `load`.
     """
     name = str(name_or_folder)
-    by_source = {shape.source: known for known, shape in SHAPES.items()}
-    if own := _own_folder(name):
+    if own := own_folder(name):
         return own, _folder_weights(own, name, f"the folder named in {FOLDER_VARIABLE}")
+    if name in TINY:
+        return written(name), _folder_weights(written(name), name, "made on the spot")
     if name in PACKED:
-        return unpacked(name, cache or paths.cache())
-    if name in SHAPES or name in by_source:
-        known = by_source.get(name, name)
-        return _from_hub(known, SHAPES[known].source)
-    if (folder := Path(name)).is_dir():
+        # By name, so that no cell's code reaches it: what the conversion makes has a revision (`pins.CONVERSION`).
+        packed = importlib.import_module("labkit.models.packed")
+        return packed.unpacked(name, cache or paths.cache())
+    folder = located(name)
+    if (known := _known(name)) is None:
         return folder, _folder_weights(folder, folder.resolve().name, "a local folder")
-    near = difflib.get_close_matches(name, [*SHAPES, *by_source], n=1, cutoff=0.0)[0]
+    # The hub's cache names a snapshot's folder after its commit.
+    repository = SHAPES[known].source
+    return folder, _folder_weights(folder, known, f"{repository} at {folder.name[:12]}", _remedy(known))
+
+
+def located(name: str, *, fetch: bool = True) -> Path:
+    """Return the folder of a model of the hub, or a folder by its path.
+
+    Args:
+        name: a key of `labkit.models.SHAPES`, the hub name of one, or a path.
+        fetch: whether the hub may be asked for what is not here.
+
+    Raises:
+        MissingWeights: not here and not to be fetched; the message has the command that fetches it.
+        ValueError: no such model and no such folder.
+    """
+    if known := _known(name):
+        return _snapshot(known, SHAPES[known].source, fetch)
+    if (folder := Path(name)).is_dir():
+        return folder
     raise ValueError(
-        f"{name!r} is neither a model known here nor a folder; did you mean {near!r}? (known: {', '.join(SHAPES)}; "
-        "any other model of the hub: hf download NAME --local-dir FOLDER, then pass FOLDER)"
+        f"{name!r} is neither a model known here nor a folder; did you mean {_nearest(name)!r}? (known: "
+        f"{', '.join(SHAPES)}; any other model of the hub: hf download NAME --local-dir FOLDER, then pass FOLDER)"
     )
+
+
+def _nearest(name: str) -> str:
+    names = [*SHAPES, *(shape.source for shape in SHAPES.values())]
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def _known(name: str) -> str | None:
+    """Return the name here of a model that the hub has, None for one that it is not asked for."""
+    return name if name in SHAPES else {shape.source: known for known, shape in SHAPES.items()}.get(name)
 
 
 def licences() -> pd.DataFrame:
@@ -146,25 +175,17 @@ def licences() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _own_folder(name: str) -> Path | None:
-    if not (named := os.environ.get(FOLDER_VARIABLE)):
-        return None
-    if not Path(named).is_dir():
-        raise ValueError(f"{FOLDER_VARIABLE} is {named!r}, which is no folder; correct it or unset it")
-    folder = Path(named) / name
-    return folder if Path(name).name == name and folder.is_dir() else None
-
-
-def _from_hub(name: str, repository: str) -> tuple[Path, Weights]:
-    command = f"hf download {repository} --local-dir FOLDER/{name}"
-    remedy = f"with a connection, run:  {command}  and set {FOLDER_VARIABLE}=FOLDER"
+def _snapshot(name: str, repository: str, fetch: bool) -> Path:
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repository, allow_patterns=list(FILES), local_files_only=not fetch))
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise MissingWeights(f"{name}: the hub did not give {repository}: {reason}\n{remedy}") from error
-    # The hub's cache names a snapshot's folder after its commit.
-    return folder, _folder_weights(folder, name, f"{repository} at {folder.name[:12]}", remedy)
+        raise MissingWeights(f"{name}: the hub did not give {repository}: {reason}\n{_remedy(name)}") from error
+
+
+def _remedy(name: str) -> str:
+    command = f"hf download {SHAPES[name].source} --local-dir FOLDER/{name}"
+    return f"with a connection, run:  {command}  and set {FOLDER_VARIABLE}=FOLDER"
 
 
 def _folder_weights(folder: Path, name: str, source: str, remedy: str = "fetch it again") -> Weights:

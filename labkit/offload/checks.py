@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM
 from labkit.offload import learning, shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
-from labkit.offload.learning import LearnSpec
+from labkit.offload.learning import CORPUS, LearnSpec
 from labkit.offload.passes import NotFinite
 from labkit.offload.skeleton import find_layers
+from labkit.workflow import data
+from labkit.workflow.cell import cell
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TYPE_SHARE = 8
@@ -34,6 +36,13 @@ class CheckSpec:
     """Model, windows and adapters."""
 
 
+@cell(
+    "offload.checks",
+    version=1,
+    data=lambda spec: data.corpus(CORPUS) | data.weights(spec.arm.model),
+    packages=("transformers", "tokenizers", "peft"),
+    timing=("limits",),
+)
 def measure_checks(spec: CheckSpec) -> dict[str, Any]:
     """Compare number types on one gradient, and score the model without its middle layers.
 
@@ -62,14 +71,7 @@ def _types(arm: LearnSpec, folder: str, ids: torch.Tensor) -> list[dict[str, Any
     reference: dict[str, torch.Tensor] | None = None
     rows = []
     for dtype in DTYPES:
-        model = StreamedLM(
-            folder,
-            lora=learning.lora_of(arm, folder),
-            dtype=getattr(torch, dtype),
-            device=arm.device,
-            micro_batch=arm.micro_batch,
-            seed=arm.seed,
-        )
+        model = learning.open_streamed(arm, folder, dtype=getattr(torch, dtype))
         _randomise(model)
         row: dict[str, Any] = {"dtype": dtype, "loss": None, "grad_norm": None, "difference": None, "not_finite": ""}
         try:

@@ -20,7 +20,7 @@ _READ_BYTES_PER_SECOND = 1.5 * GB
 """Of an ordinary NVMe disk; the run itself measures it."""
 _DRAW_VALUES_PER_SECOND = 1.2e8
 _PROCESS_SECONDS = 5.0
-"""A fresh interpreter until it has imported what a piece needs."""
+"""A fresh interpreter until it has imported what a cell needs."""
 _GEMM_SHARE = 0.5
 _WARM_UP = 1
 
@@ -31,7 +31,7 @@ def plan_study(params: ChunkedOffload) -> Cost:
     n_learn = len(params.learn_batch_sizes) * len(params.seeds)
     return Cost(
         n_cells=2 + n_learn + bool(params.full_steps),
-        pieces="pieces (shapes timed, arms trained twice, number types)",
+        pieces="cells (shapes timed, arms trained twice, number types)",
         tokens=sum(tokens for _, tokens in passes(params)),
         flops=sum(6.0 * values * tokens for values, tokens in passes(params)),
         flops_per_second=rate,

@@ -26,7 +26,11 @@ from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
 from labkit.offload.memory import PeakAnonymous, anonymous_bytes
 from labkit.units import MIB
+from labkit.workflow import data
+from labkit.workflow.cell import cell
 
+CORPUS = "wiki-sample"
+"""Text that both arms learn from."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *shapes.TARGETS)
 """The report's four maps under the names they have in models that keep q, k, v and gate, up apart, and together."""
 _CHARACTERS_PER_TOKEN = 8
@@ -60,7 +64,7 @@ class LearnSpec:
     trained_ends: int
     """Layers with adapters at either end."""
     learning_rate: float
-    """AdamW's rate."""
+    """AdamW's learning rate."""
     device: str
     """Device."""
     threads: int
@@ -69,6 +73,13 @@ class LearnSpec:
     """Of the adapters and the order of the windows."""
 
 
+@cell(
+    "offload.learning",
+    version=1,
+    data=lambda spec: data.corpus(CORPUS) | data.weights(spec.model),
+    packages=("transformers", "tokenizers", "peft"),
+    timing=("seconds", "peak_bytes", "planned_bytes", "base_bytes", "limits"),
+)
 def measure_learning(spec: LearnSpec) -> dict[str, Any]:
     """Train both arms.
 
@@ -105,7 +116,7 @@ def side_by_side(device: str, threads: int) -> int:
 def _windows(spec: LearnSpec, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Cut real text into windows: training ones [steps x batch, T] in random order, and held-out ones [n, T]."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    corpus = corpora.load("wiki-sample")
+    corpus = corpora.load(CORPUS)
     wanted = {"train": spec.steps * spec.batch_size, "validation": spec.held_out}
     cut = {}
     for split, n in wanted.items():
@@ -113,7 +124,7 @@ def _windows(spec: LearnSpec, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         ids = np.array(tokenizer(text)["input_ids"][: n * spec.seq_len])
         cut[split] = ids[: len(ids) // spec.seq_len * spec.seq_len].reshape(-1, spec.seq_len)
         if len(cut[split]) < n:
-            raise ValueError(f"wiki-sample's {split} text holds {len(cut[split])} windows of {spec.seq_len}, not {n}")
+            raise ValueError(f"{CORPUS}'s {split} text holds {len(cut[split])} windows of {spec.seq_len}, not {n}")
     return np.random.default_rng(spec.seed).permutation(cut["train"]), cut["validation"]
 
 
@@ -135,9 +146,10 @@ def lora_of(spec: LearnSpec, folder: str) -> LoraConfig:
     return LoraConfig(r=spec.lora_rank, lora_alpha=spec.lora_alpha, target_modules=targets, layers_to_transform=layers)
 
 
-def _open(spec: LearnSpec, folder: str, **options: Any) -> StreamedLM:
-    common = {"lora": lora_of(spec, folder), "dtype": getattr(torch, spec.dtype), "device": spec.device}
-    return StreamedLM(folder, **common, micro_batch=spec.micro_batch, seed=spec.seed, **options)
+def open_streamed(spec: LearnSpec, folder: str, **options: Any) -> StreamedLM:
+    """Open an arm's model with new adapters; `options` of StreamedLM replace the arm's."""
+    own = {"lora": lora_of(spec, folder), "dtype": getattr(torch, spec.dtype), "device": spec.device}
+    return StreamedLM(folder, **own | {"micro_batch": spec.micro_batch, "seed": spec.seed} | options)
 
 
 def _batches(spec: LearnSpec, train: list[list[int]]) -> Iterator[torch.Tensor]:
@@ -147,7 +159,7 @@ def _batches(spec: LearnSpec, train: list[list[int]]) -> Iterator[torch.Tensor]:
 def train_streamed(spec: dict[str, Any], folder: str, train: list, held_out: list, memory: int) -> dict[str, Any]:
     """Train a streamed model; this is what runs under the limit."""
     own = LearnSpec(**spec)
-    model = _open(own, folder, memory=memory, callbacks=[metrics.of_steps(_begin(own, "streamed"))])
+    model = open_streamed(own, folder, memory=memory, callbacks=[metrics.of_steps(_begin(own, "streamed"))])
     optimizer = torch.optim.AdamW(model.adapters().values(), lr=own.learning_rate)
     windows = {"input_ids": torch.tensor(held_out)}
     before = model.score(windows).mean(1).tolist()
@@ -203,7 +215,7 @@ def _begin(spec: LearnSpec, way: str) -> str:
 
 def _resident(spec: LearnSpec, folder: str) -> PreTrainedModel:
     """Load the model whole, with the adapters that the streamed one starts from."""
-    start = _open(spec, folder)
+    start = open_streamed(spec, folder)
     adapters = {name: p.detach().clone() for name, p in start.adapters().items()}
     start.close()
     common = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}

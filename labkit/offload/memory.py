@@ -7,21 +7,18 @@ model maps no file, so its own demand is anonymous memory alone.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-_STATUS = Path("/proc/self/status")
+from labkit import memory
 
 
 def anonymous_bytes() -> int:
     """Return the resident memory that no file backs; all resident memory where the system does not tell them apart."""
-    for line in _STATUS.read_text().splitlines() if _STATUS.exists() else []:
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return psutil.Process().memory_info().rss
+    own = memory.counted("RssAnon")
+    return psutil.Process().memory_info().rss if own is None else own
 
 
 class PeakAnonymous:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from labkit.files import disk_errors
+from labkit.files import disk_errors, replacing
 from labkit.offload.headers import Checkpoint, DamagedCheckpoint
 from labkit.offload.skeleton import Skeleton
 
@@ -66,7 +65,6 @@ def save_adapter(skeleton: Skeleton, folder: Path) -> None:
     tensors = get_peft_model_state_dict(
         skeleton.adapted, state_dict=dict(skeleton.adapters()), save_embedding_layers=False
     )
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / _WEIGHTS, tensors, {"format": "pt"})
     config = next(iter(skeleton.adapted.peft_config.values()))
     with disk_errors(folder):
@@ -195,19 +193,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file so that a reader sees all of it or the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with disk_errors(path):
-            try:
-                save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, aside, metadata)
-            except SafetensorError as error:
-                # Its writer reports what the system said as an error of its own, with the number in the text.
-                number = re.search(r"os error (\d+)", str(error))
-                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-            descriptor = os.open(aside, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as aside:
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, aside, metadata)
+        except SafetensorError as error:
+            # Its writer reports what the system said as an error of its own, with the number in the text.
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from labkit.figures import style
+from labkit.units import settled
 
 Drawing = tuple[Figure, pd.DataFrame]
 
@@ -32,7 +33,7 @@ def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> 
     looks = style([*dict.fromkeys(points["series"])])
     for name, part in points.groupby("series", sort=False):
         axes.plot(part["batch"], part["seconds_per_sample"], label=name, **looks[name] | {"linestyle": "none"})
-    batch = np.geomspace(1, points["batch"].max(), 60)
+    batch = np.array([settled(n) for n in np.geomspace(1, points["batch"].max(), 60)])
     each = np.asarray(law.predict(batch)) / batch
     axes.plot(batch, each, color=looks["here"]["color"], label="L/B + c, fitted here")
     read = float(bounds["reading alone"].iloc[0])

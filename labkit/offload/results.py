@@ -11,15 +11,13 @@ from scipy import stats as scipy_stats
 
 from labkit import models
 from labkit.affine import AffineFit, fit_affine
+from labkit.measured import Number, number
 from labkit.offload import shapes
-from labkit.offload import study as pieces
-from labkit.offload.study import Study
+from labkit.offload.study import FULL_BATCH, FULL_BUDGET, Study
 from labkit.params import scale
 from labkit.schema import Scale
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GIB, MIB
-
-Number = dict[str, Any]
 
 BATCHES = (1, 8, 32, 64, 128)
 """Samples of a step that the report or its code name."""
@@ -39,11 +37,11 @@ def property_results(params: ChunkedOffload) -> dict[str, Number]:
     trainable = n_trainable(params, "phi-4")
     as_divided = "phi-4's adapters over the parameters without grouped queries, as the report divides"
     return {
-        "parameters/phi-4": _number(total, "parameters"),
-        "parameters/phi-4-without-gqa": _number(without_gqa, "parameters"),
-        "trainable/phi-4": _number(trainable, "parameters"),
-        "trainable_percent/phi-4": _number(100 * trainable / total, "percent"),
-        "trainable_percent/phi-4-without-gqa": _number(100 * trainable / without_gqa, "percent", note=as_divided),
+        "parameters/phi-4": number(total, "parameters"),
+        "parameters/phi-4-without-gqa": number(without_gqa, "parameters"),
+        "trainable/phi-4": number(trainable, "parameters"),
+        "trainable_percent/phi-4": number(100 * trainable / total, "percent"),
+        "trainable_percent/phi-4-without-gqa": number(100 * trainable / without_gqa, "percent", note=as_divided),
     }
 
 
@@ -63,7 +61,7 @@ def speed_results(study: Study) -> dict[str, Number]:
     out = {f"speedup/batch_{n}": speedup(study.speed, n) for n in study.params.batch_sizes[1:]}
     ends = [out[f"speedup/batch_{n}"]["value"] for n in study.params.batch_sizes if RANGE[0] <= n <= RANGE[1]]
     if set(RANGE) <= set(study.params.batch_sizes):
-        out["speedup_range"] = _number([min(ends), max(ends)], "")
+        out["speedup_range"] = number([min(ends), max(ends)], "")
     return out | (_seconds(study.speed) if study.params.streamed_shape == "phi-4" else {})
 
 
@@ -73,10 +71,10 @@ def speedup(timed: Mapping[str, Any], n: int) -> Number:
     logs = np.log(alone) - np.log(many / n)
     middle = float(logs.mean())
     if len(logs) < 2:
-        return _number(math.exp(middle), "")
+        return number(math.exp(middle), "")
     width = scipy_stats.t.ppf(0.975, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     ends = [math.exp(middle - width), math.exp(middle + width)]
-    return _number(math.exp(middle), "", ends, note=f"{len(logs)} interleaved rounds")
+    return number(math.exp(middle), "", ends, note=f"{len(logs)} interleaved rounds")
 
 
 def seconds_of(timed: Mapping[str, Any], n: int) -> np.ndarray:
@@ -90,12 +88,12 @@ def _seconds(timed: Mapping[str, Any]) -> dict[str, Number]:
     each = {n: float(np.median(seconds_of(timed, n))) / n for n in sorted({row["batch"] for row in timed["rows"]})}
     peak = {n: max(row["peak_bytes"] for row in timed["rows"] if row["batch"] == n) for n in each}
     inside = [each[n] for n in each if RANGE[0] <= n <= RANGE[1]]
-    out = {f"seconds_per_sample/batch_{n}": _number(each[n], "seconds") for n in each if n in (1, *RANGE)}
-    out |= {f"peak_memory/batch_{n}": _number(peak[n] / MIB, "MiB") for n in each if n in (1, RANGE[1])}
-    out["samples_per_second/batch_1"] = _number(1 / each[1], "samples per second")
+    out = {f"seconds_per_sample/batch_{n}": number(each[n], "seconds") for n in each if n in (1, *RANGE)}
+    out |= {f"peak_memory/batch_{n}": number(peak[n] / MIB, "MiB") for n in each if n in (1, RANGE[1])}
+    out["samples_per_second/batch_1"] = number(1 / each[1], "samples per second")
     if set(RANGE) <= set(each):
-        out["seconds_per_sample_range"] = _number([min(inside), max(inside)], "seconds")
-        out["samples_per_second_range"] = _number([1 / max(inside), 1 / min(inside)], "samples per second")
+        out["seconds_per_sample_range"] = number([min(inside), max(inside)], "seconds")
+        out["samples_per_second_range"] = number([1 / max(inside), 1 / min(inside)], "samples per second")
     return out
 
 
@@ -105,7 +103,7 @@ def full_results(study: Study) -> dict[str, Number]:
     if timed is None:
         return {}
     peak = max(row["peak_bytes"] for row in timed["rows"])
-    return {"peak_memory/phi-4": _number(peak / GIB, "GiB", note="anonymous memory of the whole process")}
+    return {"peak_memory/phi-4": number(peak / GIB, "GiB", note="anonymous memory of the whole process")}
 
 
 def amortisation(timed: Mapping[str, Any]) -> AffineFit:
@@ -118,7 +116,7 @@ def roofline_share(timed: Mapping[str, Any], n: int) -> Number:
     """Return the slower of reading alone and computing alone over the whole step, the medians of a batch size."""
     parts = [row for row in timed["ablations"] if row["batch"] == n]
     bounds = [float(np.median([row[name] for row in parts])) for name in ("read_seconds", "compute_seconds")]
-    return _number(max(bounds) / float(np.median(seconds_of(timed, n))), "")
+    return number(max(bounds) / float(np.median(seconds_of(timed, n))), "")
 
 
 def out_of_reach(study: Study) -> dict[str, Number]:
@@ -158,16 +156,9 @@ def _step_seconds(study: Study, batches: Sequence[int]) -> dict[str, float]:
 def _full_needs(timed: Study) -> Number:
     """Scale the step measured here to the whole shape: its bytes and its parameters over those of the timed one."""
     why = "this profile leaves the whole phi-4 shape out; its random weights take 29 GB of disk for a while"
-    needs: Number = {"why": why, "gib": pieces.FULL_BUDGET / GIB}
+    needs: Number = {"why": why, "gib": FULL_BUDGET / GIB}
     if timed.speed is not None:
         law = amortisation(timed.speed)
         ratio = models.SHAPES["phi-4"].parameters / timed.speed["weights"]["parameters"]
-        needs["seconds"] = float(ratio * law.predict(pieces.FULL_BATCH) * (timed.params.full_steps + 1))
+        needs["seconds"] = float(ratio * law.predict(FULL_BATCH) * (timed.params.full_steps + 1))
     return needs
-
-
-def _number(
-    value: float | list[float], unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = ""
-) -> Number:
-    plain = [float(end) for end in value] if isinstance(value, list) else float(value)
-    return {"value": plain, "ci": ci, "unit": unit, "n_seeds": n_seeds, "note": note}

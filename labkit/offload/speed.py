@@ -8,6 +8,7 @@ computed: the slower of these two bounds any schedule.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from labkit.offload.random_weights import write_random_checkpoint
 from labkit.offload.readers import calibrate, disk_bytes_read
 from labkit.offload.step_report import StepReport
 from labkit.pagecache import drop_pages
+from labkit.workflow.cell import cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,7 @@ class SpeedSpec:
     trained_ends: int
     """Layers with adapters at either end."""
     learning_rate: float
-    """AdamW's rate."""
+    """AdamW's learning rate."""
     slots: int
     """Buffers: one layer at work and one read ahead are the report's chunk of one layer."""
     device: str
@@ -62,12 +64,22 @@ class SpeedSpec:
     """Of weights, adapters and tokens."""
 
 
-def measure_speed(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
+@cell(
+    "offload.speed",
+    version=1,
+    packages=("transformers", "peft"),
+    timing=(
+        *("seconds", "stalled_seconds", "read_seconds", "compute_seconds", "peak_bytes", "disk_bytes"),
+        *("process", "crossover_tokens", "reader", "limits", "why_not_cold"),
+    ),
+    timed=True,
+)
+def measure_speed(spec: SpeedSpec, folder: Path | None = None) -> dict[str, Any]:
     """Write the random weights, time the steps, and delete the weights.
 
     Args:
         spec: what to time.
-        folder: where the weights go meanwhile.
+        folder: where the weights go meanwhile; None for a temporary one.
 
     Returns:
         weights: what was written; rows: one per timed step; ablations; plans by batch size; limits: what was enforced.
@@ -76,8 +88,14 @@ def measure_speed(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
         DiskFull: no room for the weights.
         LimitReached: a step wanted more memory than the budget.
     """
-    dtype = getattr(torch, spec.dtype)
-    more = shapes.overrides(spec.shape)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return _measure(spec, Path(temporary) / spec.shape)
+    return _measure(spec, folder)
+
+
+def _measure(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
+    dtype, more = getattr(torch, spec.dtype), shapes.overrides(spec.shape)
     weights = write_random_checkpoint(folder, "phi-4", dtype=dtype, seed=spec.seed, **more)
     try:
         why_not_cold = drop_pages(sorted(folder.glob("*.safetensors")))

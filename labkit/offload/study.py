@@ -1,29 +1,23 @@
-"""Run everything report 001 needs on this machine, piece by piece: steps timed, learning compared, types checked.
+"""Run everything report 001 needs on this machine, cell by cell: steps timed, learning compared, types checked.
 
-A piece is a pure function of one frozen description, runs in a process of its own and is stored as soon as it is there;
-a rerun asks the store first, so a run killed at any moment loses at most the piece under way. Pieces run one after the
-other: no timing has a neighbour.
+Each cell works in a process of its own, and cells run one after the other: no timing has a neighbour.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from labkit import paths
-from labkit.files import DiskFull
 from labkit.offload import checks, learning, speed
 from labkit.offload.checks import CheckSpec
 from labkit.offload.learning import LearnSpec
 from labkit.offload.speed import SpeedSpec
-from labkit.progress import Progress, of_study
-from labkit.record import Store, cell_key, source_hash
+from labkit.progress import of_study
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GIB
+from labkit.workflow.cells import Cells
 
 MICRO_BATCH = 2
 """Windows that go through a layer together in the learning arms."""
@@ -41,6 +35,8 @@ class Study:
 
     params: ChunkedOffload
     """What was asked for."""
+    cells: Cells
+    """The cells it stands on, and why some have no result."""
     speed: dict[str, Any] | None = None
     """What `speed.measure_speed` returned."""
     full: dict[str, Any] | None = None
@@ -49,70 +45,55 @@ class Study:
     """What `learning.measure_learning` returned, by arm."""
     checks: dict[str, Any] | None = None
     """What `checks.measure_checks` returned."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Error of each piece that has no result."""
-    cached: int = 0
-    """Number of pieces that were found finished."""
 
 
 def run_study(params: ChunkedOffload) -> Study:
-    """Run or load every piece.
+    """Run or load every cell.
 
     Returns:
-        results and failures; a piece that the machine could not do is listed in `failures`, never dropped.
+        results; a cell that the machine could not do is listed in `cells.failures`, never dropped.
 
     Raises:
         MissingData: a model's weights or the text are not here and cannot be fetched.
+        MissingCells: the report is rendered, and cells are not on record.
         RuntimeError: the steps could not be timed; no figure stands without them.
     """
-    study = Study(params)
-    arms = learn_specs(params)
-    full = full_spec(params)
-    n_pieces = 2 + len(arms) + (full is not None)
-    with of_study(n_pieces, "chunked offload", params.hardware, params.report_id()) as progress:
-        runner = _Runner(study, progress)
-        study.speed = runner.run("speed", speed_spec(params), runner.timed)
-        if study.speed is None:
-            tried = f"{params.streamed_shape} could not be timed within {params.budget_gib} GiB"
-            remedy = "run it again with nothing beside it, or give it more: -p budget_gib=..."
-            raise RuntimeError(f"{tried}: {study.failures['speed']}; {remedy}")
+    arms, full = learn_specs(params), full_spec(params)
+    n_cells = 2 + len(arms) + (full is not None)
+    with of_study(n_cells, "chunked offload", params.hardware, params.report_id()) as progress:
+        study = Study(params, Cells.of(params.hardware, params.report_id(), progress))
+        one, timed = study.cells.one, _with_room(params)
+        study.speed = one(speed.measure_speed, speed_spec(params), "speed", timed)
+        _require_speed(study)
         for arm in arms:
-            if done := runner.run(f"learning, batch {arm.batch_size}", arm, learning.measure_learning):
+            label = f"learning, batch {arm.batch_size}, seed {arm.seed}"
+            if done := one(learning.measure_learning, arm, label):
                 study.learning[arm] = done
-        study.checks = runner.run("number types", CheckSpec(arm=arms[0]), checks.measure_checks)
+        study.checks = one(checks.measure_checks, CheckSpec(arm=arms[0]), "number types")
         if full is not None:
-            study.full = runner.run("phi-4 shape", full, runner.timed)
+            study.full = one(speed.measure_speed, full, "phi-4 shape", timed)
+    study.cells.require()
     return study
 
 
-class _Runner:
-    """Walks through the pieces with one store and one progress display."""
+def _with_room(params: ChunkedOffload) -> Callable[[SpeedSpec], dict[str, Any]]:
+    """Time steps with the weights where outputs go: a temporary folder may lie in memory, or on a small disk."""
+    weights = paths.runs(params.hardware, params.report_id()) / "weights"
+    return lambda spec: speed.measure_speed(spec, weights / spec.shape)
 
-    def __init__(self, study: Study, progress: Progress) -> None:
-        self._study, self._progress = study, progress
-        folder = paths.runs(study.params.hardware, study.params.report_id())
-        self._store, self._weights = Store(folder / "cells"), folder / "weights"
 
-    def timed(self, spec: SpeedSpec) -> Mapping[str, Any]:
-        return speed.measure_speed(spec, self._weights / spec.shape)
-
-    def run(self, label: str, spec: Any, work: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Load a piece, or run and store it; what the machine did to it becomes a failure, bad input is raised."""
-        source = source_hash([type(spec).__module__])
-        inputs = {"piece": dataclasses.asdict(spec), "source": source, "torch": torch.__version__}
-        stored = self._store.load(cell_key(inputs))
-        if stored is not None:
-            self._study.cached += 1
-            self._progress.skip(1, label)
-            return stored
-        done = None
-        self._progress.note(label)
-        try:
-            done = self._store.run_or_load(inputs, lambda: work(spec))
-        except (RuntimeError, MemoryError, DiskFull) as error:
-            self._study.failures[label] = f"{type(error).__name__}: {error}"
-        self._progress.advance(1, label)
-        return done
+def _require_speed(study: Study) -> None:
+    """End a run whose steps could not be timed; where nothing may run, they count as missing."""
+    params, cells = study.params, study.cells
+    if study.speed is not None or cells.missing:
+        return
+    why = cells.failures["speed"]
+    if cells.only_recorded:
+        spec = speed_spec(params)
+        cells.missing.append((speed.measure_speed.name, speed.measure_speed.identity(spec), f"speed, failed: {why}"))
+        return
+    tried = f"{params.streamed_shape} could not be timed within {params.budget_gib} GiB"
+    raise RuntimeError(f"{tried}: {why}; run it again with nothing beside it, or give it more: -p budget_gib=...")
 
 
 def speed_spec(params: ChunkedOffload) -> SpeedSpec:
@@ -176,5 +157,5 @@ def learn_specs(params: ChunkedOffload) -> list[LearnSpec]:
 
 
 def n_threads(params: ChunkedOffload) -> int:
-    """Return the threads of every piece: pieces run alone, so one has those of all workers."""
+    """Return the threads of every cell: cells run alone, so one has those of all workers."""
     return params.workers * params.threads

@@ -18,7 +18,7 @@ from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.grid import planned_cells
 from labkit.scaling.optim import adamw
 from labkit.scaling.train import Cell, build, n_steps, train_step
-from labkit.schema import ScalingGrid
+from labkit.schema_scaling_grid import ScalingGrid
 
 TRAIN_BYTES = {"wikitext-2": 10_900_000, "wiki-sample": 2_410_000}
 """Size of the training split of each corpus, to two digits, for planning only."""

@@ -7,41 +7,55 @@ neighbouring tokens are alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from labkit import corpora
-from labkit.scaling import ngrams
 
 N_BLOCKS = 100
 """Number of consecutive blocks a validation split is cut into for paired comparisons."""
+FLOORS = ("unigram", "bigram", "kneser_ney")
+"""Names of the n-gram predictors, the weakest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridData:
-    """Tokens of one corpus and the floors measured on its validation split."""
+    """Counts of one tokenised corpus and the floors measured on its validation split, without the text."""
 
-    tokens: corpora.Tokens
-    """Token streams of the three splits."""
+    train_tokens: int
+    """Tokens of the training stream."""
+    validation_tokens: int
+    """Tokens of the validation stream; all but the first are predicted."""
+    validation_bytes: int
+    """UTF-8 bytes of the validation text."""
+    validation_words: int
+    """Whitespace-separated words of the validation text."""
     revision: str
     """Content hash of the corpus."""
     protocol: str
     """Protocol id of every score below."""
     floors: dict[str, np.ndarray]
-    """Per floor the nats of each block of the validation split, shape [N_BLOCKS]."""
+    """Per floor, in the order of FLOORS, the nats of each block of the validation split, shape [N_BLOCKS]."""
+
+    @classmethod
+    def of(cls, measured: Mapping[str, Any]) -> GridData:
+        """Take over what `labkit.scaling.baselines.measure_baselines` returned."""
+        floors = {name: np.array(measured["floors"][name]) for name in FLOORS}
+        return cls(**dict(measured) | {"floors": floors})
 
     def score(self, block_nats: np.ndarray) -> corpora.Score:
         """Turn block sums into a score with its units."""
         return corpora.Score(
             protocol=self.protocol,
             total_nats=float(np.sum(block_nats)),
-            n_tokens=len(self.tokens.validation) - 1,
-            n_bytes=self.tokens.n_bytes["validation"],
-            n_words=self.tokens.n_words["validation"],
+            n_tokens=self.validation_tokens - 1,
+            n_bytes=self.validation_bytes,
+            n_words=self.validation_words,
         )
 
 
@@ -49,26 +63,6 @@ def load_tokens(corpus: str, vocab_size: int) -> tuple[corpora.Corpus, corpora.T
     """Load and tokenise a corpus; both steps are cached on disk."""
     text = corpora.load(corpus)
     return text, corpora.tokenize(text, vocab_size)
-
-
-@cache
-def prepare(corpus: str, vocab_size: int, context: int, order: int) -> GridData:
-    """Tokenise a corpus and measure the floors on its validation split.
-
-    Args:
-        corpus: a name `corpora.load` knows.
-        vocab_size: tokens of the BPE.
-        context: tokens per window; windows do not overlap.
-        order: order of the Kneser-Ney floor.
-    """
-    text, tokens = load_tokens(corpus, vocab_size)
-    nats = ngrams.floors(tokens.train, tokens.validation, vocab_size, order=order)
-    return GridData(
-        tokens=tokens,
-        revision=text.revision,
-        protocol=tokens.protocol(context, context, "validation"),
-        floors={name: block_sums(values) for name, values in nats.items()},
-    )
 
 
 def block_sums(nats: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ import torch
 
 from labkit.params import scale, stated_scope
 from labkit.scaling import cost
-from labkit.scaling.admission import leakage
 from labkit.scaling.counts import parameter_counts
-from labkit.scaling.grid import Grid
+from labkit.scaling.grid import LEAK, Grid, needed
 from labkit.scaling.law import Law, TooFewRuns, fit_law
+from labkit.scaling.leak import Leak, measure_leak
 from labkit.scaling.multiverse import (
     ALL_SEEDS,
     BEST_RATE,
@@ -27,7 +27,9 @@ from labkit.scaling.multiverse import (
 )
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.train import Cell
-from labkit.schema import Scale, ScalingGrid
+from labkit.schema import Scale
+from labkit.schema_scaling_grid import ScalingGrid
+from labkit.workflow.cells import Cells
 
 PUBLISHED_VOCABULARY = 30_000
 """Vocabulary of the report's code at revision 600c44a."""
@@ -110,10 +112,13 @@ def exponent_choices(runs: pd.DataFrame, bootstrap: int = 200) -> pd.DataFrame:
     """Fit one exponent per defensible choice (see `multiverse`), leaving out choices that this grid did not make.
 
     A single rate for all widths counts as a choice only if every width of the mixer was run at it; with one seed there
-    is no choice of seed. A mixer without an admitted run has one row that says so.
+    is no choice of seed. A mixer without an admitted run has one row that says so. Exponents have four digits: where a
+    floor is not resolved, the fits of two processors differ in the seventh.
     """
     tables = [_choices_of(part, mixer, bootstrap) for mixer, part in runs.groupby("mixer")]
-    return pd.concat(tables, ignore_index=True)
+    choices = pd.concat(tables, ignore_index=True)
+    numbers = ["exponent", "low", "high"]
+    return choices.assign(**choices[numbers].astype(float).map(lambda value: float(f"{value:.4g}")))
 
 
 def _choices_of(runs: pd.DataFrame, mixer: str, bootstrap: int) -> pd.DataFrame:
@@ -212,18 +217,18 @@ def leak_table(params: ScalingGrid, n_positions: int = 12) -> pd.DataFrame:
     Returns:
         columns mixer, offset (position minus that of the first changed token, so negative), change (largest change of a
         logit; 0 where it is rounding, which depends on how the tokens fall to the experts).
+
+    Raises:
+        MissingCells: nothing may run, and the measurement is not on record.
     """
+    cells = Cells.of(params.hardware, params.report_id())
+    moved = needed(cells, measure_leak, Leak.of(params), LEAK)
+    cells.require()
     rows = []
-    for name, causal in (("published", False), ("causal", True)):
-        torch.manual_seed(0)
-        shape = {"vocab_size": 512, "d_model": 32, "n_layers": 1, "context": params.context}
-        model = ResNetBK(ResNetBKConfig(**shape, n_experts=params.n_experts, causal=causal)).double().eval()
-        ids = torch.randint(512, (4, params.context))
-        prefix = params.context // 2
-        moved = leakage(model, ids, 512, prefix)
-        for position in range(max(0, prefix - n_positions), prefix):
-            change = float(moved[position]) if moved[position] > _ROUNDING else 0.0
-            rows.append({"mixer": name, "offset": position - prefix, "change": change})
+    for mixer in ("published", "causal"):
+        for offset in range(-min(n_positions, len(moved[mixer])), 0):
+            change = moved[mixer][offset]
+            rows.append({"mixer": mixer, "offset": offset, "change": change if change > _ROUNDING else 0.0})
     return pd.DataFrame(rows)
 
 

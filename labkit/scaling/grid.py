@@ -1,8 +1,7 @@
 """Run the whole grid: choose a learning rate per width, train every cell, admit or refuse each one.
 
-The work of one mixer and width is a small conversation: it asks for cells, is sent their results, and asks for the next
-ones. All conversations share one pool of workers, so no worker waits for the slowest of a stage. Finished cells are
-stored at once; a rerun asks the store first.
+The work of one mixer and width is a small conversation: it asks for cells, and asks for the next ones when these have
+results. All conversations share one pool of workers, so no worker waits for the slowest of a stage.
 """
 
 from __future__ import annotations
@@ -10,28 +9,35 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from labkit import device, paths, recorded_metrics
-from labkit.progress import Progress, of_study
-from labkit.record import Store, cell_key, source_hash
-from labkit.scaling.admission import Admission, Gate, admit, admit_run
+from labkit import recorded_metrics
+from labkit.progress import of_study
+from labkit.scaling.admission import Admission, Gate, admit_run
+from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.counts import training_flops
-from labkit.scaling.data import GridData, load_tokens, prepare
-from labkit.scaling.train import Cell, build, in_turn, n_steps, train_cell
-from labkit.schema import ScalingGrid
+from labkit.scaling.data import GridData
+from labkit.scaling.gates import Untrained, gates_of
+from labkit.scaling.leak import Leak, measure_leak
+from labkit.scaling.train import Cell, n_steps, train_cell
+from labkit.schema_scaling_grid import ScalingGrid
+from labkit.training.sweep import best_rate, next_rates
 from labkit.workers import process_pool
+from labkit.workflow.cell import CellFunction, plain
+from labkit.workflow.cells import Cells
 
 MAX_EXTENSIONS = 4
 """Number of rates beyond the declared ones that are tried before an optimum at the edge is accepted as not found."""
+LEAK = "leak of both mixers"
+"""Label of the cell that shows how far later tokens reach back."""
 
 COLUMNS = [
     *("mixer", "d_model", "n_layers", "seed", "lr", "lr_is_best"),
@@ -41,7 +47,7 @@ COLUMNS = [
 ]
 """Columns of `Grid.runs`; a failed cell has NaN in what was not measured."""
 
-Conversation = Generator[list[Cell], dict[Cell, dict[str, Any]], None]
+Conversation = Iterator[list[Cell]]
 
 
 @dataclass
@@ -50,25 +56,38 @@ class Grid:
 
     params: ScalingGrid
     """What was asked for."""
-    data: GridData
-    """What every cell was trained and scored on."""
+    data: GridData | None
+    """What every cell was trained and scored on; None while cells are only looked for and this one is missing."""
     results: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     """What `train_cell` returned, by cell."""
     failures: dict[Cell, str] = field(default_factory=dict)
-    """Error of each cell that has no result."""
+    """Error of each of them that has no result."""
     models: dict[tuple[str, int, int], Admission] = field(default_factory=dict)
     """Gates of the untrained model, by mixer, width and depth."""
     best_rate: dict[tuple[str, int], float] = field(default_factory=dict)
     """Chosen peak rate by mixer and width."""
     interior: dict[tuple[str, int], bool] = field(default_factory=dict)
     """Whether that rate lies inside the rates tried."""
-    cached: int = 0
-    """Number of cells that were found finished."""
+    cells: Cells | None = None
+    """Everything that the grid stands on, found or run."""
+
+    def take(self, cell: Cell, result: dict[str, Any] | None) -> None:
+        """Note what came of a cell."""
+        if result is not None:
+            self.results[cell] = result
+        elif cell.name in self.cells.failures:
+            self.failures[cell] = self.cells.failures[cell.name]
+
+    def loss(self, cell: Cell) -> float | None:
+        """Return a cell's loss, infinity where training diverged, None where another reason left it without one."""
+        if cell in self.results:
+            return self.results[cell]["loss_nats"]
+        return math.inf if self.failures.get(cell, "").startswith(FloatingPointError.__name__) else None
 
     def admission(self, cell: Cell) -> Admission:
         """Return all gates of a cell: its model's, its run's and its rate's."""
         first = next(result for other, result in self.results.items() if other.seed == cell.seed)
-        declared = n_steps(len(self.data.tokens.train), cell.epochs, cell.batch_size, cell.context)
+        declared = n_steps(self.data.train_tokens, cell.epochs, cell.batch_size, cell.context)
         tokens = declared * cell.batch_size * cell.context
         run = admit_run(self.results[cell], self.data.floors, first["order_sha256"], tokens)
         key = (cell.mixer, cell.d_model)
@@ -126,136 +145,118 @@ def run_grid(params: ScalingGrid, executor: Executor | None = None) -> Grid:
             must be able to import labkit and read the corpus cache.
 
     Returns:
-        results, failures and gates; a cell that raised is listed in `failures`, never dropped.
+        results, failures and gates; a cell that the machine or its own mathematics killed is listed in `failures`.
 
     Raises:
         MissingData: the corpus is not here and cannot be fetched.
+        MissingCells: nothing may run, and cells are not on record.
+        ValueError: the default workers could not import the calling script; the message says what it lacks.
     """
-    data = prepare(params.corpus, params.vocab_size, params.context, params.kneser_ney_order)
-    grid = Grid(params, data)
-    store = Store(paths.runs(params.hardware, params.report_id()) / "cells")
-    store_inputs = _store_inputs(data)
-    talks = [_conversation(grid, mixer, width) for mixer in params.mixers for width in params.d_model]
-    planned = _planned_gflops(params, data)
-    with nullcontext(executor) if executor else process_pool(params.workers) as pool:
-        _admit_models(grid, store, store_inputs, pool)
-        with of_study(planned, "training the grid", params.hardware, params.report_id()) as progress:
-            _drive(talks, grid, store, store_inputs, pool, progress)
+    cells = Cells.of(params.hardware, params.report_id())
+    measured = needed(cells, measure_baselines, Baselines.of(params), "n-gram baselines")
+    needed(cells, measure_leak, Leak.of(params), LEAK)
+    grid = Grid(params, GridData.of(measured) if measured else None, cells=cells)
+    own = params.hardware, params.report_id()
+    n_models = len(params.mixers) * len(params.d_model) * len(params.n_layers)
+    with nullcontext(executor) if executor or cells.only_recorded else process_pool(params.workers) as pool:
+        with of_study(n_models, "gates of the untrained models", *own) as cells.progress:
+            _admit_models(grid, pool)
+        planned = sum(_gflops(grid, cell) for cell in planned_cells(params))
+        with of_study(planned, "training the grid", *own) as cells.progress:
+            _drive(grid, pool)
+    cells.require()
     return grid
+
+
+def needed(cells: Cells, work: CellFunction, spec: Any, label: str) -> dict[str, Any] | None:
+    """Load or run a cell that everything else hangs on; None only where it is missing and nothing may run.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    found = cells.one(work, spec, label)
+    if label in cells.failures:
+        raise RuntimeError(f"{label}: {cells.failures[label]}")
+    return found
+
+
+def _admit_models(grid: Grid, pool: Executor | None) -> None:
+    """Run the gates of every untrained model of the grid, or load them."""
+    params, cells = grid.params, grid.cells
+    shapes = itertools.product(params.mixers, params.d_model, params.n_layers)
+    models = {model: model.name for model in (Untrained.of(params, *shape) for shape in shapes)}
+    for model, found, _ in cells.each(gates_of, models, pool):
+        failed = [{"name": "gates ran", "passed": False, "detail": cells.failures.get(model.name, "not on record")}]
+        gates = found["gates"] if found else failed
+        grid.models[model.mixer, model.d_model, model.n_layers] = Admission(tuple(Gate(**gate) for gate in gates))
 
 
 def _conversation(grid: Grid, mixer: str, width: int) -> Conversation:
     """Sweep the rate at the smallest depth with the first seed, then ask for the grid's cells at the best rate.
 
-    A rate at which training diverged counts as tried, with an infinite loss: it bounds the sweep.
+    A rate at which training diverged counts as tried, with an infinite loss: it bounds the sweep. One whose cell was
+    killed for another reason bounds nothing, and is not asked for again.
     """
-    params, depth, seed = grid.params, min(grid.params.n_layers), grid.params.seeds[0]
+    params, first = grid.params, (min(grid.params.n_layers), grid.params.seeds[0])
     losses: dict[float, float] = {}
-    failed: set[float] = set()
-    wanted = sorted(params.learning_rates)
+    tried: set[float] = set()
+    rates = sorted(params.learning_rates)
     for _ in range(MAX_EXTENSIONS + 1):
-        cells = [Cell.of(params, mixer, width, depth, seed, rate) for rate in wanted]
-        results = yield cells
-        for cell in cells:
-            if cell in results:
-                losses[cell.learning_rate] = results[cell]["loss_nats"]
-            elif grid.failures[cell].startswith(FloatingPointError.__name__):
-                losses[cell.learning_rate] = math.inf
-            else:
-                failed.add(cell.learning_rate)
-        if not losses:
-            return
-        best, wanted = next_rates(losses)
-        if not wanted or failed.issuperset(wanted):
+        tried.update(rates)
+        asked = [Cell.of(params, mixer, width, *first, rate) for rate in rates]
+        yield asked
+        losses |= {cell.learning_rate: loss for cell in asked if (loss := grid.loss(cell)) is not None}
+        rates = next_rates(losses)
+        if tried.issuperset(rates):
             break
-    if math.isinf(losses[best]):
+    best = best_rate(losses)
+    if best is None:
         return
-    grid.best_rate[mixer, width], grid.interior[mixer, width] = best, not wanted
-    yield [
-        Cell.of(params, mixer, width, layers, s, best)
-        for layers in params.n_layers
-        for s in params.seeds
-        if (layers, s) != (depth, seed)
-    ]
+    grid.best_rate[mixer, width], grid.interior[mixer, width] = best, len(losses) > 1 and not rates
+    rest = (pair for pair in itertools.product(params.n_layers, params.seeds) if pair != first)
+    yield [Cell.of(params, mixer, width, *pair, best) for pair in rest]
 
 
-def next_rates(losses: Mapping[float, float]) -> tuple[float, list[float]]:
-    """Return the best rate so far and the rate to try next if the best one lies at the edge of those tried."""
-    tried = sorted(losses)
-    best = min(tried, key=losses.__getitem__)
-    ratio = tried[1] / tried[0] if len(tried) > 1 else 2.0
-    if best == tried[-1]:
-        return best, [best * ratio]
-    return best, [best / ratio] if best == tried[0] else []
-
-
-def _drive(
-    talks: Iterable[Conversation],
-    grid: Grid,
-    store: Store,
-    shared: Mapping[str, Any],
-    pool: Executor,
-    progress: Progress,
-) -> None:
+def _drive(grid: Grid, pool: Executor | None) -> None:
     """Keep the pool busy with what the conversations ask for until all have ended."""
-    waiting: dict[Future, Cell] = {}
-    asked: dict[Conversation, list[Cell]] = {}
+    cells, progress = grid.cells, grid.cells.progress
+    waiting: dict[Future, tuple[Cell, Conversation]] = {}
+    open_cells: Counter[Conversation] = Counter()
 
-    def listen(talk: Conversation, answer: dict | None) -> None:
-        try:
-            asked[talk] = talk.send(answer)
-        except StopIteration:
-            asked.pop(talk, None)
-            return
-        for cell in sorted(asked[talk], key=_gflops_per_step, reverse=True):
-            if _is_extension(grid, cell):
-                progress.extend(_gflops(cell, grid.data))
-            found = store.load(cell_key(shared | cell.inputs()))
-            if found is None:
-                waiting[pool.submit(train_cell, cell)] = cell
-            else:
-                grid.results[cell] = found
-                grid.cached += 1
-                progress.skip(_gflops(cell, grid.data))
-        reply(talk)
+    def go_on(talk: Conversation) -> None:
+        """Have a conversation ask until it has to wait for a cell, or ends."""
+        for asked in talk:
+            for cell in sorted(asked, key=_gflops_per_step, reverse=True):
+                if _is_extension(grid, cell):
+                    progress.extend(_gflops(grid, cell))
+                found = cells.load(train_cell, cell, cell.name)
+                if found is None and not cells.only_recorded:
+                    waiting[cells.submit(pool, train_cell, cell)] = cell, talk
+                    open_cells[talk] += 1
+                    continue
+                grid.take(cell, found)
+                progress.skip(_gflops(grid, cell), cell.name)
+            if open_cells[talk]:
+                return
 
-    def reply(talk: Conversation) -> None:
-        cells = asked.get(talk, [])
-        if all(cell in grid.results or cell in grid.failures for cell in cells):
-            listen(talk, {cell: grid.results[cell] for cell in cells if cell in grid.results})
-
-    for talk in talks:
-        listen(talk, None)
+    for mixer, width in itertools.product(grid.params.mixers, grid.params.d_model):
+        go_on(_conversation(grid, mixer, width))
     while waiting:
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in done:
-            cell = waiting.pop(future)
-            _keep(grid, store, shared, cell, future)
-            progress.advance(_gflops(cell, grid.data), _remark(grid, cell))
-            reply(next(talk for talk, cells in asked.items() if cell in cells))
-
-
-def _remark(grid: Grid, cell: Cell) -> str:
-    found = grid.results.get(cell)
-    return f"{cell.name}, loss {found['loss_nats']:.3f}" if found else f"{cell.name} failed"
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            cell, talk = waiting.pop(future)
+            found = cells.collect(train_cell, cell, cell.name, future, _gflops(grid, cell))
+            grid.take(cell, found)
+            if found is not None:
+                _tell(cell, found)
+            open_cells[talk] -= 1
+            if not open_cells[talk]:
+                go_on(talk)
 
 
 def _is_extension(grid: Grid, cell: Cell) -> bool:
     """Say whether a cell belongs to a sweep beyond the declared rates, which no plan foresaw."""
     sweeping = (cell.mixer, cell.d_model) not in grid.best_rate
     return sweeping and cell.learning_rate not in grid.params.learning_rates
-
-
-def _keep(grid: Grid, store: Store, shared: Mapping[str, Any], cell: Cell, future: Future) -> None:
-    """Store a finished cell, or note its error."""
-    error = future.exception()
-    if error is not None:
-        grid.failures[cell] = f"{type(error).__name__}: {error}"
-        return
-    inputs = dict(shared) | cell.inputs()
-    store.save(cell_key(inputs), inputs, future.result())
-    grid.results[cell] = future.result()
-    _tell(cell, future.result())
 
 
 def _tell(cell: Cell, result: Mapping[str, Any]) -> None:
@@ -266,55 +267,7 @@ def _tell(cell: Cell, result: Mapping[str, Any]) -> None:
         "tokens_per_second": result["tokens_seen"] / result["seconds"],
         "peak_bytes": result["peak_bytes"],
     }
-    recorded_metrics.tell(cell.name, cell.inputs(), curve=result["curve"], steps=result["steps"], end=end)
-
-
-def _admit_models(grid: Grid, store: Store, shared: Mapping[str, Any], pool: Executor) -> None:
-    """Run the gates of every untrained model of the grid, or load them."""
-    params, waiting = grid.params, {}
-    shapes = itertools.product(params.mixers, params.d_model, params.n_layers)
-    for shape in shapes:
-        cell = Cell.of(params, *shape, params.seeds[0], params.learning_rates[0])
-        inputs = dict(shared) | cell.inputs() | {"learning_rate": None, "epochs": None}
-        found = store.load(cell_key(inputs))
-        if found is None:
-            waiting[pool.submit(gates_of, cell)] = shape, inputs
-        else:
-            grid.models[shape] = _admission(found)
-    with Progress(len(waiting), "gates of the untrained models") as progress:
-        for future in as_completed(waiting):
-            shape, inputs = waiting[future]
-            if error := future.exception():
-                grid.models[shape] = Admission((Gate("gates ran", False, f"{type(error).__name__}: {error}"),))
-            else:
-                store.save(cell_key(inputs), inputs, future.result())
-                grid.models[shape] = _admission(future.result())
-            progress.advance(1, "{} d{} l{}".format(*shape))
-
-
-def _admission(stored: Mapping[str, Any]) -> Admission:
-    return Admission(tuple(Gate(**gate) for gate in stored["gates"]))
-
-
-@in_turn
-def gates_of(cell: Cell) -> dict[str, Any]:
-    """Admit a cell's untrained model on the first tokens of the real text; return its gates as plain JSON."""
-    device.set_threads(cell.threads)
-    _, tokens = load_tokens(cell.corpus, cell.vocab_size)
-    torch.manual_seed(cell.seed)
-    length = min(64, cell.context)
-    ids = torch.as_tensor(tokens.train[: 4 * length].astype(np.int64)).view(4, length)
-    admission = admit(build(cell.config()), ids, cell.vocab_size)
-    return {"gates": [{"name": g.name, "passed": bool(g.passed), "detail": g.detail} for g in admission.gates]}
-
-
-def _store_inputs(data: GridData) -> dict[str, Any]:
-    """What every key holds beside the cell's own values: the code that computes it and the text."""
-    return {
-        "source": source_hash(["labkit.scaling.train", "labkit.scaling.admission"]),
-        "data": data.revision,
-        "torch": torch.__version__,
-    }
+    recorded_metrics.tell(cell.name, plain(cell), curve=result["curve"], steps=result["steps"], end=end)
 
 
 def planned_cells(params: ScalingGrid) -> list[Cell]:
@@ -336,13 +289,9 @@ def _perplexity(nats: float) -> float:
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
-def _planned_gflops(params: ScalingGrid, data: GridData) -> int:
-    return sum(_gflops(cell, data) for cell in planned_cells(params))
-
-
-def _gflops(cell: Cell, data: GridData) -> int:
+def _gflops(grid: Grid, cell: Cell) -> int:
     """Weight of a cell in the progress display: its training GFLOPs."""
-    steps = n_steps(len(data.tokens.train), cell.epochs, cell.batch_size, cell.context)
+    steps = n_steps(grid.data.train_tokens if grid.data else 0, cell.epochs, cell.batch_size, cell.context)
     return max(1, round(steps * _gflops_per_step(cell)))
 
 

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,15 @@ from labkit.scaling.data import block_sums, load_tokens, token_nats
 from labkit.scaling.optim import adamw, next_token_loss
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.transformer import Transformer, TransformerConfig
-from labkit.schema import ScalingGrid
+from labkit.schema_scaling_grid import ScalingGrid
+from labkit.workflow import data
+from labkit.workflow.cell import cell
 
 ModelConfig = ResNetBKConfig | TransformerConfig
 
 _TURN = threading.Lock()
+_LOOK_STEPS = 50
+"""Steps after which a training is given up if its loss is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,22 +95,22 @@ class Cell:
         """Short name for people."""
         return f"{self.mixer} d{self.d_model} l{self.n_layers} seed {self.seed} lr {self.learning_rate:g}"
 
-    def config(self, vocab_size: int | None = None) -> ModelConfig:
-        """Return the model's shape, at this cell's vocabulary or another."""
-        shape = {
-            "vocab_size": vocab_size or self.vocab_size,
-            "d_model": self.d_model,
-            "n_layers": self.n_layers,
-            "context": self.context,
-            "dropout": self.dropout,
-        }
-        if self.mixer == "transformer":
-            return TransformerConfig(**shape)
-        return ResNetBKConfig(**shape, n_experts=self.n_experts, balance_coefficient=self.balance_loss)
+    def config(self) -> ModelConfig:
+        """Return the model's shape."""
+        return model_config(self, self.balance_loss)
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the values as plain JSON, for the record's key."""
-        return asdict(self)
+
+def model_config(spec: Any, balance_loss: float = 0.0) -> ModelConfig:
+    """Return the shape of the model that a spec describes: a `Cell`, or what has the same fields of that name.
+
+    The mixer `published` is the report's own ResNet-BK, which reads later tokens; no grid trains it.
+    """
+    names = ("vocab_size", "d_model", "n_layers", "context", "dropout")
+    shape = {name: getattr(spec, name) for name in names}
+    if spec.mixer == "transformer":
+        return TransformerConfig(**shape)
+    routing = {"n_experts": spec.n_experts, "balance_coefficient": balance_loss}
+    return ResNetBKConfig(**shape, **routing, causal=spec.mixer != "published")
 
 
 def build(config: ModelConfig) -> torch.nn.Module:
@@ -144,22 +148,29 @@ def rate_at(step: int, steps: int, peak: float, warmup_fraction: float, final_fr
     return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def in_turn(work: Callable[[Cell], dict[str, Any]]) -> Callable[[Cell], dict[str, Any]]:
-    """Let the threads of a process do a piece of work one after another.
+def in_turn(work: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Let the threads of a process do such work one after another.
 
     Torch's random state and number of threads belong to the process, so two cells at once would draw from one stream.
     """
 
     @functools.wraps(work)
-    def alone(cell: Cell) -> dict[str, Any]:
+    def alone(spec: Any) -> dict[str, Any]:
         with _TURN:
-            return work(cell)
+            return work(spec)
 
     return alone
 
 
+@cell(
+    "scaling.train",
+    version=1,
+    data=lambda spec: data.corpus(spec.corpus),
+    packages=("tokenizers",),
+    timing=("seconds", "peak_bytes"),
+)
 @in_turn
-def train_cell(cell: Cell) -> dict[str, Any]:
+def train_cell(spec: Cell) -> dict[str, Any]:
     """Train a cell's model with its completed schedule and score it on the validation split.
 
     Returns:
@@ -168,22 +179,22 @@ def train_cell(cell: Cell) -> dict[str, Any]:
     Raises:
         FloatingPointError: the training or validation loss is not finite; the message names the step.
     """
-    device.set_threads(cell.threads)
-    device.set_determinism(cell.seed, cell.device)
-    _, tokens = load_tokens(cell.corpus, cell.vocab_size)
-    config = cell.config()
-    steps = n_steps(len(tokens.train), cell.epochs, cell.batch_size, cell.context)
-    with device.peak_memory(cell.device) as memory:
-        model = build(config).to(cell.device)
-        curve, seconds, order = _fit(model, tokens.train, cell, steps)
-    nats = token_nats(model, tokens.validation, cell.context, device=cell.device)
+    device.set_threads(spec.threads)
+    device.set_determinism(spec.seed, spec.device)
+    _, tokens = load_tokens(spec.corpus, spec.vocab_size)
+    config = model_config(spec, spec.balance_loss)
+    steps = n_steps(len(tokens.train), spec.epochs, spec.batch_size, spec.context)
+    with device.peak_memory(spec.device) as memory:
+        model = build(config).to(spec.device)
+        curve, seconds, order = _fit(model, tokens.train, spec, steps)
+    nats = token_nats(model, tokens.validation, spec.context, device=spec.device)
     if not np.isfinite(nats).all():
         raise FloatingPointError(f"the validation loss is {nats.mean()} after the last step, {steps - 1}")
     counts = parameter_counts(config)
     tail = curve[-max(1, len(curve) // 10) :]
     return {
         "block_nats": block_sums(nats).tolist(),
-        "position_nats": _by_position(nats, cell.context).tolist(),
+        "position_nats": _by_position(nats, spec.context).tolist(),
         "loss_nats": float(nats.mean()),
         "train_loss_nats": float(np.mean(tail)),
         "curve": [float(x) for x in _thin(curve)],
@@ -193,56 +204,58 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "n_matmul": counts.matmul,
         "n_counted": sum(p.numel() for p in model.parameters()),
         "steps": steps,
-        "tokens_seen": steps * cell.batch_size * cell.context,
+        "tokens_seen": steps * spec.batch_size * spec.context,
         "train_tokens": len(tokens.train),
-        "flops": steps * training_flops(config, cell.batch_size, cell.context),
+        "flops": steps * training_flops(config, spec.batch_size, spec.context),
         "seconds": seconds,
         "peak_bytes": memory.bytes,
         "order_sha256": order,
     }
 
 
-def _fit(model: torch.nn.Module, stream: np.ndarray, cell: Cell, steps: int) -> tuple[list[float], float, str]:
-    """Run the optimizer; return the loss of each step, the seconds and the hash of the data order."""
-    optimizer = adamw(model, cell.learning_rate, cell.weight_decay, (0.9, cell.beta2))
-    ids = torch.as_tensor(stream.astype(np.int64), device=cell.device)
-    offsets = torch.arange(cell.context + 1, device=cell.device)
+def _fit(model: torch.nn.Module, stream: np.ndarray, spec: Cell, steps: int) -> tuple[list[float], float, str]:
+    """Run the optimizer; return the loss of each step, the seconds and the hash of the data order.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    optimizer = adamw(model, spec.learning_rate, spec.weight_decay, (0.9, spec.beta2))
+    ids = torch.as_tensor(stream.astype(np.int64), device=spec.device)
+    offsets = torch.arange(spec.context + 1, device=spec.device)
     order = hashlib.sha256()
     losses: list[torch.Tensor] = []
     model.train()
     start = time.perf_counter()
-    for step, starts in enumerate(batches(stream, steps, cell.batch_size, cell.context, cell.seed)):
+    for step, starts in enumerate(batches(stream, steps, spec.batch_size, spec.context, spec.seed)):
         order.update(starts.tobytes())
-        windows = ids[torch.as_tensor(starts, device=cell.device)[:, None] + offsets]
+        windows = ids[torch.as_tensor(starts, device=spec.device)[:, None] + offsets]
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps, cell.learning_rate, cell.warmup_fraction, cell.final_rate_fraction)
-        losses.append(train_step(model, optimizer, windows, cell))
-        if step % 50 == 49 or step == steps - 1:
-            _require_finite(losses, step)
-    if cell.device == "cuda":
+            group["lr"] = rate_at(step, steps, spec.learning_rate, spec.warmup_fraction, spec.final_rate_fraction)
+        losses.append(train_step(model, optimizer, windows, spec))
+        # A loss that is not finite never recovers. Looking at every step would have an accelerator wait at each.
+        if len(losses) % _LOOK_STEPS == 0 and not torch.isfinite(losses[-1]):
+            break
+    if spec.device == "cuda":
         torch.cuda.synchronize()
-    return torch.stack(losses).tolist(), time.perf_counter() - start, order.hexdigest()
+    seconds, curve = time.perf_counter() - start, torch.stack(losses).tolist()
+    for step, loss in enumerate(curve):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the training loss is {loss} at step {step}")
+    return curve, seconds, order.hexdigest()
 
 
 def train_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows: torch.Tensor, cell: Cell
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows: torch.Tensor, spec: Cell
 ) -> torch.Tensor:
     """Take one optimizer step on windows [B, T + 1]; return the cross-entropy before it, without the balance loss."""
-    with torch.autocast(cell.device, torch.bfloat16, enabled=cell.dtype == "bfloat16"):
+    with torch.autocast(spec.device, torch.bfloat16, enabled=spec.dtype == "bfloat16"):
         loss = next_token_loss(model, windows[:, :-1], windows[:, 1:])
-    extra = model.auxiliary_loss() if hasattr(model, "auxiliary_loss") else 0.0
+    objective = loss + model.auxiliary_loss() if hasattr(model, "auxiliary_loss") else loss
     optimizer.zero_grad(set_to_none=True)
-    (loss + extra).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), cell.grad_clip)
+    objective.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
     optimizer.step()
     return loss.detach()
-
-
-def _require_finite(losses: list[torch.Tensor], step: int) -> None:
-    recent = torch.stack(losses[-50:])
-    if not torch.isfinite(recent).all():
-        first = step - len(recent) + 1 + int((~torch.isfinite(recent)).nonzero()[0, 0])
-        raise FloatingPointError(f"the training loss is {losses[first].item()} at step {first}")
 
 
 def _by_position(nats: np.ndarray, context: int) -> np.ndarray:

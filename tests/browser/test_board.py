@@ -29,6 +29,7 @@ from labkit import metrics, params, paths
 from labkit.inertia import study
 from labkit.offload import StreamedLM
 from labkit.progress import Progress
+from labkit.workflow.cells import Cells
 
 sys.path.append(str(paths.root() / "tests" / "inertia"))
 from tiny_arms import arm, write_model
@@ -42,9 +43,9 @@ DECORATION = re.compile(r"https://(cdn\.jsdelivr\.net/pyodide/|fonts\.googleapis
 
 def train_arm(folder: Path) -> None:
     """Train an arm as report 000 does."""
-    runner = study._Runner(study.Study(params.resolve("size_inertia", "ci")), Progress(1, "arm"))
-    runner._arm(arm(write_model(folder, "smollm2-135m"), name=ARM))
-    assert not runner._study.failures
+    cells = Cells.of("ci", "size_inertia", Progress(1, "arm"))
+    walk = study._Walk(study.Study(params.resolve("size_inertia", "ci"), cells))
+    assert walk._arm(arm(write_model(folder, "smollm2-135m"), name=ARM)), cells.failures
 
 
 def train_streamed(folder: Path) -> None:

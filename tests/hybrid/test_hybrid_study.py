@@ -1,12 +1,15 @@
-"""The study: what runs, that a second run finds everything, that a rate at the edge is followed, divergence counted."""
+"""The study: what runs, that a second run finds everything and so does a rendering on a machine that holds nothing but
+the cells, that a learning rate at the edge is followed, divergence counted.
+"""
 
 import pytest
 
-from labkit import params
-from labkit.hybrid import confirmed, contest, protocol, results, study, sweeps, tables
+from labkit import models, params
+from labkit.hybrid import confirmed, protocol, results, study, sweeps, tables
 from labkit.hybrid.arms import ARMS, SETTINGS
 from labkit.hybrid.cost import plan_study
 from labkit.schema_predict_phase import PredictPhase
+from labkit.workflow.cells import RENDER, MissingCells
 
 SMALL = {
     "steps": 24,
@@ -25,19 +28,50 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def both(cfg, tmp_path_factory):
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def both(cfg, output):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LABKIT_OUTPUT", str(tmp_path_factory.mktemp("output")))
+        patch.setenv("LABKIT_OUTPUT", str(output))
         return study.run_study(cfg), study.run_study(cfg)
 
 
-def test_a_second_run_finds_every_piece_and_says_the_same(both, cfg):
+@pytest.fixture
+def rendering(monkeypatch, tmp_path):
+    """A machine that holds no text and runs nothing."""
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv(RENDER, "1")
+
+
+def test_a_second_run_finds_every_cell_and_says_the_same(both, cfg):
     first, second = both
-    assert (first.failures, second.failures) == ({}, {})
-    assert first.cached == 0
+    assert (first.cells.failures, second.cells.failures) == ({}, {})
+    assert first.cells.cached == 0
     own = (second.scratch.results, second.originals, second.oracles, second.noises)
-    assert second.cached == sum(map(len, own)) + 1
+    assert second.cells.cached == sum(map(len, own)) + 1 == len(second.cells.used)
     assert first.scratch.comparison().equals(second.scratch.comparison())
+
+
+def test_a_rendering_needs_the_cells_and_nothing_else(both, cfg, output, rendering, monkeypatch, tmp_path):
+    monkeypatch.setenv("LABKIT_OUTPUT", str(output))
+    shown = study.run_study(cfg)
+    assert shown.cells.used.keys() == both[1].cells.used.keys()
+    assert shown.scratch.comparison().equals(both[0].scratch.comparison())
+    assert (shown.originals, shown.oracles, shown.growth) == (both[0].originals, both[0].oracles, both[0].growth)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_rendering_without_cells_names_those_that_the_rest_follows_from(cfg, rendering):
+    with pytest.raises(MissingCells, match=r"hybrid\.original: original, published init") as caught:
+        study.run_study(cfg)
+    missing = caught.value.cells.missing
+    sweeps_asked = sum(len(own.tuned_arms()) for own in study.make_study(cfg).contests()) * len(cfg.learning_rates)
+    labels = [label for _, _, label in missing]
+    assert len(labels) == len(set(labels)) <= 2 + sweeps_asked
+    assert {name for name, _, _ in missing} == {"hybrid.original", "hybrid.train"}
 
 
 def test_the_comparison_has_every_arm_budget_and_seed_and_no_tuning_run(both, cfg):
@@ -63,15 +97,25 @@ def test_its_tables_and_numbers_are_whole(both):
     assert {key: found[f"phases/{key}"]["value"] for key in ("warmup", "full", "predict", "correct")} == {
         "warmup": 5, "full": 10, "predict": 20, "correct": 15,
     }  # fmt: skip
+    built = models.build("gpt2", device="meta", n_embd=1024, n_layer=24, n_head=16)
+    assert found["parameters/gpt2_medium"]["value"] == sum(p.numel() for p in built.parameters())
     assert found["parameters/gpt2"]["value"] == 124_439_808
     assert set(results.out_of_reach(own)) == set(results.ORIGINAL), "another model's protocol says nothing of GPT-2's"
     assert not set(found) & set(results.ORIGINAL)
 
 
-def test_the_best_rate_is_followed_beyond_the_edge_and_no_further():
-    assert contest.next_rate({1e-3: 3.0, 2e-3: 2.0}) == [4e-3]
-    assert contest.next_rate({1e-3: 2.0, 2e-3: 3.0}) == [5e-4]
-    assert contest.next_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}) == []
+def test_a_rate_is_chosen_and_said_to_lie_inside_only_where_worse_ones_lie_on_both_sides(cfg):
+    own = study.make_study(cfg.model_copy(update={"arms": ["adamw", "frozen"]})).scratch
+    inf = float("inf")
+    for losses, rate, inside in (
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}, 2e-3, True),
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: inf}, 2e-3, True),
+        ({1e-3: 3.0, 2e-3: 2.0}, 2e-3, False),
+        ({1e-3: 3.0}, 1e-3, False),
+        ({2e-3: inf, 1e-3: inf}, 1e-3, False),
+    ):
+        own.choose({"adamw": losses, "frozen": losses})
+        assert (own.best_rate["frozen"], own.interior["frozen"]) == (rate, inside), losses
 
 
 def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):

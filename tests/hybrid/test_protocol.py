@@ -1,8 +1,11 @@
-"""The protocol on made-up runs whose answer is known: loss as a power of time, arms a known factor faster or not."""
+"""The protocol on made-up runs whose answer is known: loss as a power of time, arms a known factor faster or not. The
+interval against scipy's bootstrap over a loop that forms each resample's frontiers with pandas.
+"""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 from labkit.hybrid import protocol
 
@@ -62,6 +65,39 @@ def test_prediction_is_credited_only_beyond_its_own_optimizer_and_while_controls
     assert "due to prediction" not in found(runs(**names | {"muon-block-trend": 2.0}), "muon-block-trend").claims
     assert "due to prediction" not in found(runs(**names | {"random": 1.3}), "muon-block-trend").claims
     assert "due to prediction" not in found(runs(**names), "muon").claims
+
+
+def ragged():
+    """Losses that rise again, times out of order, ties: what frontiers have to put right."""
+    table = runs(muon=1.3)
+    table.loc[(table["arm"] == "muon") & (table["steps"] == 80), "loss"] += 0.05
+    table.loc[(table["arm"] == "adamw") & (table["steps"] == 60), "seconds"] = 75.0
+    table.loc[(table["arm"] == "adamw") & (table["steps"] == 40) & (table["seed"] > 3), "seconds"] = 78.0
+    return table
+
+
+@pytest.mark.parametrize("table", [runs(muon=1.3), runs(muon=0.7), ragged()], ids=["faster", "slower", "ragged"])
+def test_the_interval_is_that_of_a_loop_over_resamples(table):
+    def slow(drawn):
+        parts = [table[table["seed"] == seed].assign(seed=i) for i, seed in enumerate(sorted(drawn))]
+        return protocol.speed(*(protocol.frontier(pd.concat(parts), name) for name in ("muon", "adamw")))[0]
+
+    seeds, rng = (np.arange(8),), np.random.default_rng(0)
+    slowly = scipy_stats.bootstrap(seeds, slow, n_resamples=200, method="BCa", rng=rng).confidence_interval
+    found = protocol.reach(table, "muon", n_resamples=200).interval
+    assert [found.low, found.high] == pytest.approx([slowly.low, slowly.high], rel=1e-5)
+    assert found.low < found.high
+
+
+def test_what_the_last_bits_of_the_seconds_are_does_not_show():
+    table = runs(muon=1.3)
+    blurred = table.assign(seconds=np.nextafter(table["seconds"], np.inf))
+    assert protocol.judge(table, n_resamples=200) == protocol.judge(blurred, n_resamples=200)
+
+
+def test_an_arm_without_a_pair_has_no_speed():
+    table = runs(muon=1.3)
+    assert str(protocol.reach(table[table["arm"] == "adamw"], "muon")) == "nan"
 
 
 def test_few_seeds_allow_no_claim():

@@ -20,9 +20,10 @@ import torch
 from peft import PeftModel
 from tiny_arms import arm, split
 
-from labkit import models
+from labkit import metrics, models
 from labkit.inertia import evaluate
 from labkit.inertia.dpo import DpoArm, data_order, train_arm
+from labkit.trainer_metrics import TrainerMetrics
 
 TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
 
@@ -78,6 +79,32 @@ def completion_logp(loaded: models.Loaded, prompt: str, text: str) -> float:
     with torch.no_grad():
         logp = loaded.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
     return logp[start - 1 :].sum().item()
+
+
+def test_without_a_folder_nothing_is_left_and_the_numbers_are_the_same(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train_arm(arm(llama), tmp_path / "kept", split=split())
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    renamed = train_arm(arm(llama, name="other", role="template"), split=split())
+    assert timeless(renamed) == timeless(expected)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_callback_is_told_every_step_and_changes_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = train_arm(arm(llama), tmp_path / "alone", split=split())
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path / "lines"))
+    with TrainerMetrics("an arm", {"learning_rate": 1e-2}) as followed:
+        told = train_arm(arm(llama), tmp_path / "followed", split=split(), callbacks=[followed])
+    assert timeless(told) == timeless(alone)
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line.get("values", {})]
+    assert [line["values"]["loss"] for line in steps] == [row["loss"] for row in told["curve"]]
+    assert [line["values"]["seconds"] for line in steps] == [row["seconds"] for row in told["curve"]]
+    assert all(line["adapters"] for line in steps)
 
 
 def test_shared_reference_log_probabilities_change_nothing(llama: Path, tmp_path: Path) -> None:

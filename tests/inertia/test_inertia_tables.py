@@ -5,6 +5,7 @@ References: laws made up here, and plain counting.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,35 @@ import pandas as pd
 import pytest
 
 from labkit import claims, params
-from labkit.inertia import arms, cost, dpo, evaluate, results, routing_tables, timing_tables, training_tables
+from labkit.inertia import (
+    arms,
+    cost,
+    coverage,
+    dpo,
+    evaluate,
+    preferences,
+    results,
+    routing_tables,
+    surface,
+    timing_tables,
+    training_tables,
+)
+from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.study import Study
+from labkit.workflow.cells import Cells
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[CoverageSpec, dict[str, Any]]:
+    specs = coverage.coverage_specs(params.resolve("size_inertia", "cpu"))
+    return {spec: coverage.measure_coverage(spec) for spec in specs}
 
 
 @pytest.fixture
-def empty() -> Study:
-    return Study(params.resolve("size_inertia", "cpu"))
+def empty(counted: dict[CoverageSpec, dict[str, Any]]) -> Study:
+    """A study in which nothing was trained or timed."""
+    cells = Cells.of("cpu", "size_inertia")
+    return Study(params.resolve("size_inertia", "cpu"), cells, coverage=counted)
 
 
 def test_a_tuned_arm_is_held_against_several_shuffles_template_negatives_and_fewer_pairs(empty: Study) -> None:
@@ -91,6 +114,11 @@ def test_an_affine_law_has_an_exponent_between_0_and_1_with_a_width() -> None:
     assert 0 < found["ci"][0] < found["value"] < found["ci"][1] < 1.2
 
 
+def test_shapes_are_counted_as_they_are_published(counted: dict[CoverageSpec, dict[str, Any]]) -> None:
+    for spec, found in counted.items():
+        assert found["total"] == found["published"], spec.model
+
+
 def test_exact_numbers_need_no_run(empty: Study) -> None:
     found = results.results(empty)
     assert found["parameter_ratio/phi-2_over_qwen2.5-0.5b"]["value"] == pytest.approx(5.6265, abs=1e-4)
@@ -108,16 +136,38 @@ def test_every_result_the_ledger_asks_for_is_measured_or_said_to_be_out_of_reach
 
 
 def test_phi_2_with_its_own_names_covers_what_the_reports_list_misses(empty: Study) -> None:
-    table = results.coverage_table(empty.params).set_index(["model", "targets"])
+    table = results.coverage_table(empty.coverage).set_index(["model", "targets"])
     assert table.loc[("phi-2", "q, k, v, o"), "unmatched"] == "o_proj"
     assert table.loc[("phi-2", "q, k, v, dense"), "unmatched"] == ""
 
 
-def test_words_alone_tell_held_out_pairs_apart_and_shuffled_words_would_not() -> None:
-    found = training_tables.word_baseline()
-    assert found["n"] == 40
-    assert found["low"] > 0.5, "the pairs differ in vocabulary, which the notebook says"
-    assert found["low"] < found["accuracy"] < found["high"]
+@pytest.fixture(scope="module")
+def looked_at() -> dict[str, Any]:
+    return surface.measure_surface(surface.SurfaceSpec())
+
+
+def test_words_alone_tell_held_out_pairs_apart(empty: Study, looked_at: dict[str, Any]) -> None:
+    empty.surface = looked_at
+    row = training_tables.held_out_table(empty).iloc[-1]
+    assert (row["arm"], row["n"], row["runs"]) == ("bag of words, 115 pairs", 40, 1)
+    assert row["low"] > 0.5, "the pairs differ in vocabulary, which the notebook says"
+    assert row["low"] < row["accuracy"] < row["high"]
+    scores = looked_at["words"]["scores"]
+    assert row["correct"] == sum(score > 0 for score in scores)
+
+
+def test_swapped_labels_swap_the_scores_of_words(looked_at: dict[str, Any]) -> None:
+    train, held_out = preferences.load("train"), preferences.load("held-out")
+    swapped = [dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in train]
+    scores = surface.word_scores(swapped, held_out)
+    assert scores == pytest.approx([-score for score in looked_at["words"]["scores"]], abs=1e-3)
+
+
+def test_the_table_of_pairs_has_what_lengths_alone_give_away(empty: Study, looked_at: dict[str, Any]) -> None:
+    empty.surface = looked_at
+    table = training_tables.pairs_table(empty).set_index("category")
+    assert table["length_only_accuracy"].to_dict() == looked_at["lengths"]
+    assert table["n"].to_dict() == {"factual": 50, "behavioural": 39, "self": 26, "all": 115}
 
 
 def test_the_reports_times_are_fitted_without_any_run(empty: Study) -> None:

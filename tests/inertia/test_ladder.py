@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import models, schema
+from labkit import models, schema_size_inertia
 from labkit.inertia import ladder
 from labkit.inertia.compare import Confounded, ratio
 from labkit.inertia.decode import bytes_per_token
@@ -40,7 +40,7 @@ def n_parameters(name: str) -> int:
 
 
 def test_rungs_are_those_that_parameters_may_name() -> None:
-    assert list(LADDER) == list(get_args(schema.RungName))
+    assert list(LADDER) == list(get_args(schema_size_inertia.RungName))
 
 
 def test_rungs_grow_from_sixteen_million_to_the_reports_own_smallest_model_and_beyond() -> None:

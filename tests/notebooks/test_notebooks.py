@@ -141,7 +141,7 @@ def saved_figures(module: ast.Module) -> set[str]:
 
 def is_read_from_parameters(node: ast.AST) -> bool:
     """Whether a node reads an attribute of something that holds parameters, under the names that labkit gives it."""
-    holders = ("cfg", "params", "resolved", "cell", "config", "self")
+    holders = ("cfg", "params", "resolved", "spec", "config", "self")
     return isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] in holders
 
 

@@ -15,6 +15,7 @@ from labkit.audit import read_ledger
 from labkit.offload import cost, plots, results, shapes, tables
 from labkit.offload.learning import LearnSpec, differences
 from labkit.offload.study import Study, full_spec, learn_specs, speed_spec
+from labkit.workflow.cells import Cells
 
 PARTS = dict.fromkeys(tables.PARTS, 10 << 20)
 SHARED, EACH = 2.0, 0.125
@@ -54,8 +55,12 @@ def learned(seed: int = 0) -> dict[str, Any]:
     return {"streamed": arm, "resident": arm | {"loss": [4.0, 3.0003]}, "weights": {"bytes": 500 << 20}}
 
 
+def empty(hardware: str = "cpu") -> Study:
+    return Study(params.resolve("chunked_offload", hardware), Cells.of(hardware, "chunked_offload"))
+
+
 def study(hardware: str = "cpu") -> Study:
-    found = Study(params.resolve("chunked_offload", hardware))
+    found = empty(hardware)
     found.speed = timed(tuple(found.params.batch_sizes))
     found.learning = {arm: learned() for arm in learn_specs(found.params)}
     scores = {"whole": [3.0, 4.0], "truncated": [11.0, 12.0]}
@@ -166,10 +171,9 @@ def test_every_figure_draws_the_rows_it_returns() -> None:
 
 
 def test_what_is_not_measured_is_said() -> None:
-    empty = Study(params.resolve("chunked_offload", "cpu"))
-    assert tables.truncated_sentence(empty) == "not measured"
-    assert results.speed_results(empty) == {}
-    assert "needs" not in results.out_of_reach(empty)["peak_memory/phi-4"]["why"]
+    assert tables.truncated_sentence(empty()) == "not measured"
+    assert results.speed_results(empty()) == {}
+    assert "needs" not in results.out_of_reach(empty())["peak_memory/phi-4"]["why"]
     assert "3.50 nats a token on the held-out windows" in tables.truncated_sentence(study())
 
 

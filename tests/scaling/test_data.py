@@ -14,8 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
+from labkit.corpora import Tokens
 from labkit.scaling import ngrams
-from labkit.scaling.data import N_BLOCKS, GridData, block_sums, load_tokens, paired_gain, prepare, token_nats
+from labkit.scaling.baselines import Baselines, measure_baselines
+from labkit.scaling.data import FLOORS, N_BLOCKS, GridData, block_sums, load_tokens, paired_gain, token_nats
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.transformer import Transformer, TransformerConfig
 
@@ -25,7 +27,12 @@ V = 512
 
 @pytest.fixture(scope="module")
 def prepared() -> GridData:
-    return prepare("wiki-sample", V, CONTEXT, 2)
+    return GridData.of(measure_baselines(Baselines(corpus="wiki-sample", vocab_size=V, context=CONTEXT, order=2)))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    return load_tokens("wiki-sample", V)[1]
 
 
 def language_model(kind: str) -> torch.nn.Module:
@@ -51,23 +58,23 @@ def one_window_at_a_time(model: torch.nn.Module, stream: np.ndarray, context: in
 
 @pytest.mark.parametrize("kind", ["resnet-bk", "transformer"])
 @pytest.mark.parametrize("length", [2, CONTEXT, CONTEXT + 1, 10 * CONTEXT + 1, 1000])
-def test_scores_equal_those_of_one_window_at_a_time(prepared: GridData, kind: str, length: int) -> None:
-    model, stream = language_model(kind).eval(), prepared.tokens.validation[:length]
+def test_scores_equal_those_of_one_window_at_a_time(tokens: Tokens, kind: str, length: int) -> None:
+    model, stream = language_model(kind).eval(), tokens.validation[:length]
     expected = one_window_at_a_time(model, stream, CONTEXT)
     assert len(expected) == length - 1
     np.testing.assert_allclose(token_nats(model, stream, CONTEXT), expected, rtol=0, atol=1e-5)
 
 
-def test_batch_size_changes_no_score(prepared: GridData) -> None:
-    model, stream = language_model("resnet-bk"), prepared.tokens.validation[:777]
+def test_batch_size_changes_no_score(tokens: Tokens) -> None:
+    model, stream = language_model("resnet-bk"), tokens.validation[:777]
     scores = [token_nats(model, stream, CONTEXT, batch=batch) for batch in (1, 5, 32)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(scores[0], scores[2], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout_is_off_while_scoring_and_the_mode_is_given_back(prepared: GridData, training: bool) -> None:
-    model, stream = language_model("transformer").train(training), prepared.tokens.validation[:200]
+def test_dropout_is_off_while_scoring_and_the_mode_is_given_back(tokens: Tokens, training: bool) -> None:
+    model, stream = language_model("transformer").train(training), tokens.validation[:200]
     np.testing.assert_array_equal(token_nats(model, stream, CONTEXT), token_nats(model, stream, CONTEXT))
     assert all(module.training is training for module in model.modules())
 
@@ -92,25 +99,26 @@ def test_paired_gain_over_its_error_is_the_paired_t_statistic() -> None:
     assert gain / error == pytest.approx(stats.ttest_rel(worse, better).statistic)
 
 
-def test_every_floor_is_scored_on_every_token_but_the_first(prepared: GridData) -> None:
-    train, validation = prepared.tokens.train, prepared.tokens.validation
+def test_every_floor_is_scored_on_every_token_but_the_first(prepared: GridData, tokens: Tokens) -> None:
+    train, validation = tokens.train, tokens.validation
     nats = ngrams.floors(train, validation, V, order=2)
+    assert tuple(nats) == tuple(prepared.floors) == FLOORS
     assert {name: len(values) for name, values in nats.items()} == dict.fromkeys(nats, len(validation) - 1)
     for name, values in nats.items():
         assert prepared.floors[name].shape == (N_BLOCKS,)
         assert prepared.floors[name].sum() == pytest.approx(values.sum())
 
 
-def test_unigram_floor_equals_counting_by_hand(prepared: GridData) -> None:
-    counts, total = Counter(prepared.tokens.train.tolist()), len(prepared.tokens.train) + V
-    nats = [-math.log((counts[token] + 1) / total) for token in prepared.tokens.validation[1:].tolist()]
+def test_unigram_floor_equals_counting_by_hand(prepared: GridData, tokens: Tokens) -> None:
+    counts, total = Counter(tokens.train.tolist()), len(tokens.train) + V
+    nats = [-math.log((counts[token] + 1) / total) for token in tokens.validation[1:].tolist()]
     assert prepared.floors["unigram"].sum() == pytest.approx(sum(nats))
     size = len(nats) // N_BLOCKS + 1
     assert prepared.floors["unigram"][0] == pytest.approx(sum(nats[:size]))
 
 
-def test_floors_order_as_the_context_they_see(prepared: GridData) -> None:
-    uniform = math.log(V) * (len(prepared.tokens.validation) - 1)
+def test_floors_order_as_the_context_they_see(prepared: GridData, tokens: Tokens) -> None:
+    uniform = math.log(V) * (len(tokens.validation) - 1)
     unigram, bigram = prepared.floors["unigram"].sum(), prepared.floors["bigram"].sum()
     assert bigram < unigram < uniform
 
@@ -122,5 +130,6 @@ def test_score_divides_the_same_nats_by_tokens_words_and_bytes(prepared: GridDat
     assert score.word_perplexity == pytest.approx(math.exp(1e5 / sum(len(d.split()) for d in text.validation)))
     n_bytes = sum(len(document.encode()) for document in text.validation)
     assert score.bits_per_byte == pytest.approx(1e5 / math.log(2) / n_bytes)
+    assert prepared.train_tokens == len(tokens.train)
     assert prepared.revision == text.revision
     assert prepared.protocol.endswith(f"ctx{CONTEXT}/stride{CONTEXT}/validation")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from labkit import claims, params
 from labkit.record import dump_json, write_results
 from labkit.scaling import cost, findings
 from labkit.scaling.admission import Admission, Gate
+from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.counts import parameter_counts, training_flops
-from labkit.scaling.data import prepare
+from labkit.scaling.data import GridData
 from labkit.scaling.findings import PUBLISHED_GRID
 from labkit.scaling.grid import Grid
 from labkit.scaling.train import Cell, batches
+from labkit.workflow.cells import Cells
+from labkit.workflow.store import Store
+from labkit.workflow.tables import rounded
 
 SMALL = {"d_model": [8, 16, 32, 64], "n_layers": [1, 2, 4], "context": 32, "kneser_ney_order": 2, "bootstrap": 100}
 PUBLISHED = {"d_model": [64, 128, 256, 512], "n_layers": [4, 8, 12, 16]}
@@ -40,10 +45,15 @@ def law(n: float) -> float:
     return FLOOR + SIZE / n**ALPHA
 
 
+@cache
+def data_of(spec: Baselines) -> GridData:
+    return GridData.of(measure_baselines(spec))
+
+
 def made_up(loss: Loss = law, **changes: Any) -> Grid:
     """A finished grid in which the loss of every cell at its best rate is a function of its parameters."""
     asked = params.resolve("scaling_grid", "ci", SMALL | RATES | changes)
-    grid = Grid(asked, prepare(asked.corpus, asked.vocab_size, asked.context, asked.kneser_ney_order))
+    grid = Grid(asked, data_of(Baselines.of(asked)))
     shapes = [(mixer, d, n) for mixer in asked.mixers for d in asked.d_model for n in asked.n_layers]
     for shape in shapes:
         grid.models[shape] = Admission(tuple(Gate(name, True, "") for name in MODEL_GATES))
@@ -58,9 +68,9 @@ def made_up(loss: Loss = law, **changes: Any) -> Grid:
 
 
 def made_up_cell(grid: Grid, cell: Cell, loss: Loss) -> tuple[Cell, dict[str, Any]]:
-    counts, n_tokens = parameter_counts(cell.config()), len(grid.data.tokens.validation) - 1
+    counts, n_tokens = parameter_counts(cell.config()), grid.data.validation_tokens - 1
     nats, text = loss(counts.total), np.minimum(grid.data.floors["unigram"], grid.data.floors["bigram"])
-    steps = int(cell.epochs * len(grid.data.tokens.train) // (cell.batch_size * cell.context))
+    steps = int(cell.epochs * grid.data.train_tokens // (cell.batch_size * cell.context))
     flops = steps * training_flops(cell.config(), cell.batch_size, cell.context)
     return cell, {
         "block_nats": (text * (nats * n_tokens / text.sum())).tolist(),
@@ -271,6 +281,12 @@ def numbers(published_grid: Grid) -> dict[str, dict[str, Any]]:
     return findings.results(published_grid, findings.fit_all(published_grid)[0], seconds=7200.0)
 
 
+def publish(folder: Path, hardware: str, numbers: dict[str, Any], prices: dict[str, Any]) -> None:
+    """Write numbers down as those of a profile, standing on no cells."""
+    asked = params.resolve("scaling_grid", hardware)
+    write_results(folder, asked, Cells(Store(folder / "cells")), numbers, prices)
+
+
 def test_every_number_the_ledger_asks_for_is_produced_or_priced(
     published_grid: Grid, numbers: dict[str, dict[str, Any]]
 ) -> None:
@@ -284,7 +300,7 @@ def test_ledger_can_judge_every_number_in_its_own_unit(
     published_grid: Grid, numbers: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     prices = findings.out_of_reach(published_grid)
-    write_results(tmp_path, published_grid.params, numbers, prices, [], "stated")
+    publish(tmp_path, "h100", numbers, prices)
     judged = claims.judge(tmp_path).set_index("claim")
     assert judged["measured"]["scaling.grid.n_configurations"] == "16"
     assert judged["verdict"]["scaling.grid.n_configurations"] == "reproduced"
@@ -293,12 +309,11 @@ def test_ledger_can_judge_every_number_in_its_own_unit(
     checks = [(claim, check) for claim in claims.load("scaling_grid") for check in claim.checks]
     shown = [claim.id for claim, check in checks if check.key in numbers and not check.profiles]
     assert (judged["measured"][shown] != "").all()
-    assert document["results"] == numbers
+    assert document["results"] == rounded(numbers)
 
 
 def test_times_and_sizes_reach_the_ledger_in_its_units(numbers: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    asked = params.resolve("scaling_grid", "cpu")
-    write_results(tmp_path, asked, numbers, {}, [], "stated")
+    publish(tmp_path, "cpu", numbers, {})
     judged = claims.judge(tmp_path).set_index("claim")["measured"]
     assert float(judged["scaling.time.full_cpu"]) == pytest.approx(7200 / 86400, rel=1e-2)
     largest = Cell.of(params.resolve("scaling_grid", "ci", PUBLISHED | {"context": 32}), "resnet-bk", 512, 16, 0, 1e-3)

@@ -1,0 +1,1 @@
+"""What training loops of several reports share."""

@@ -1,0 +1,30 @@
+"""A file that is replaced by whatever writes it, checked against what stands on the disk afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from labkit import files
+
+
+def test_a_file_is_replaced_when_its_writer_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "state.bin"
+    for content in (b"first", b"second"):
+        with files.replacing(path) as aside:
+            aside.write_bytes(content)
+            assert not path.exists() or path.read_bytes() == b"first", "nobody sees half of the second"
+        assert path.read_bytes() == content
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [one.name for one in path.parent.iterdir()] == ["state.bin"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "state.bin"
+    files.write_atomically(path, b"old")
+    with pytest.raises(KeyError), files.replacing(path) as aside:
+        aside.write_bytes(b"half of the n")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["state.bin"]
