@@ -163,7 +163,7 @@ def _ask(name: str, copy: Path) -> str:
     command = [sys.executable, "-m", "labkit.workflow.goldens", goldens.module_of(name), name, "--out", str(out)]
     own = os.environ | {"PYTHONPATH": str(copy), "LABKIT_ROOT": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        done = subprocess.run(command, env=own, cwd=copy, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"{name} does not end"
     if done.returncode:

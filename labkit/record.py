@@ -115,7 +115,8 @@ def provenance(params: Params) -> dict[str, Any]:
     While a report is rendered that is what produced the cells on record, so that figures come out the same anywhere.
     """
     if rendering():
-        origins = [record.provenance for record in store_of(params.hardware, params.report_id()).records()]
+        store = store_of(params.hardware, params.report_id())
+        origins = [record.provenance for record in store.archived() or store.records()]
     else:
         origins = [origin()]
     return {"made_from": gathered(origins), "params": params.model_dump()}

@@ -10,8 +10,8 @@ from labkit.hybrid.config import REPORT, HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
 from labkit.hybrid.protocol import Judgement
 from labkit.hybrid.study import Study
-from labkit.measured import Number, number
 from labkit.units import GIB
+from labkit.workflow.measured import Number, number
 
 HYBRID = "block-trend"
 """Arm that stands for the report's hybrid trainer: the same state machine, with a predictor that changes weights."""

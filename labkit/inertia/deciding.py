@@ -77,10 +77,10 @@ def measure_deciding(spec: DecidingSpec) -> dict[str, Any]:
 
 def spec_of(table: AnswerTable) -> DecidingSpec:
     """Return what is decided on after several models have answered."""
-    return DecidingSpec(queries=table.queries, gains=tuple(gains(table).tolist()))
+    return DecidingSpec(queries=table.queries, gains=tuple(gains_of(table).tolist()))
 
 
-def gains(table: AnswerTable) -> np.ndarray:
+def gains_of(table: AnswerTable) -> np.ndarray:
     """Say which queries the most expensive model answers better than the cheapest, [n] of 0 and 1."""
     return (table.quality[:, -1] > table.quality[:, 0]).astype(int)
 

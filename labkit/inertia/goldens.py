@@ -105,11 +105,12 @@ GOLDENS: dict[CellFunction, tuple[Any, ...]] = {
     measure_load: (LoadSpec(model="tiny-llama", dtype="float32", repeats=1),),
     answer_questions: (
         MatrixSpec(model="tiny-qwen2", dtype="float32", n_questions=5, max_new_tokens=6, threads=1, seed=1),
-        MatrixSpec(model="tiny-parrot", dtype="float32", n_questions=40, max_new_tokens=6, threads=1, seed=2),
-        MatrixSpec(model="tiny-mynah", dtype="float32", n_questions=40, max_new_tokens=6, threads=1, seed=3),
+        MatrixSpec(model="tiny-parrot", dtype="float32", n_questions=40, max_new_tokens=6, threads=1, seed=223),
+        MatrixSpec(model="tiny-mynah", dtype="float32", n_questions=40, max_new_tokens=6, threads=1, seed=31),
     ),
     measure_deciding: (
         DecidingSpec(queries=_ASKED, gains=(0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 0, 1)),
+        DecidingSpec(queries=_ASKED[:6], gains=(0, 1, 0, 0, 1, 0)),
         DecidingSpec(queries=_ASKED[:4], gains=(0, 1, 0, 0)),
     ),
     measure_surface: (SurfaceSpec(n_pairs=10, seed=1),),

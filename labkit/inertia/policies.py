@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from labkit.inertia import deciding
 from labkit.inertia.answer_table import AnswerTable, Array
-from labkit.inertia.deciding import CannotRoute, Decided, gains
+from labkit.inertia.deciding import CannotRoute, Decided, gains_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +147,7 @@ class Learned:
 
     def route(self, table: AnswerTable) -> Routes:
         """Route at every probability that occurs; one half is the operating point."""
-        decided = self.decided or deciding.by_learning(table.prompts, gains(table), self.seed)
+        decided = self.decided or deciding.by_learning(table.prompts, gains_of(table), self.seed)
         return _by_score(table, decided.scores, 0.5, own_seconds=decided.seconds)
 
 

@@ -70,11 +70,11 @@ TINY = {
     "tiny-llama": Tiny(shape="smollm2-135m", values=tuple(_SIZES.items()), chat=False, seed=1),
     "tiny-phi2": Tiny(shape="phi-2", values=tuple((_SIZES | {"num_attention_heads": 2}).items()), chat=False, seed=3),
     "tiny-phi3": Tiny(shape="phi-4", values=tuple((_SIZES | {"num_hidden_layers": 4}).items()), chat=False, seed=2),
-    "tiny-parrot": _bird("No: not Rome, but Paris and Tokyo; ", "(B) Oslo. 1, 2, 3, 4, 5 ", "= 8"),
+    "tiny-parrot": _bird("No: it isn’t Rome, but Paris and Tokyo; ", "(B) Oslo. 1, 2, 3, 4, 5 ", "= 8"),
     "tiny-mynah": _bird(
         "Yes, the Atlantic; Saturday and Sunday; ",
         "spring, summer, autumn, winter, Mercury rather than Mars; ",
-        "not ten = one hundred",
+        "not ten but one thousand nine hundred and thirty-four = one hundred",
     ),
 }
 """Recipes by the name that `labkit.models.load` takes."""

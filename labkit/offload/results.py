@@ -11,13 +11,13 @@ from scipy import stats as scipy_stats
 
 from labkit import models
 from labkit.affine import AffineFit, fit_affine
-from labkit.measured import Number, number
 from labkit.offload import shapes
 from labkit.offload.study import FULL_BATCH, FULL_BUDGET, Study
 from labkit.params import scale
 from labkit.schema import Scale
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GIB, MIB
+from labkit.workflow.measured import Number, number
 
 BATCHES = (1, 8, 32, 64, 128)
 """Samples of a step that the report or its code name."""

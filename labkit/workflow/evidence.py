@@ -115,7 +115,7 @@ def look(resolved: Params) -> State:
     return State(
         n_present=len(cells.used),
         missing=tuple(label for label, old, _ in asked if old is None),
-        outdated={label: _difference(old.identity, new) for label, old, new in asked if old},
+        outdated={label: _difference(old, new) for label, old, new in asked if old},
         other_packages={f"{cells.used[key].identity['cell']}: {cells.labels[key]}": why for key, why in others.items()},
         seconds=sum(one.provenance["seconds"] or 0.0 for one in lost),
     )
@@ -196,7 +196,8 @@ def _of_spec(identity: Mapping[str, Any]) -> str:
     return digest({"cell": identity["cell"], "spec": identity["spec"]})
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _difference(record: Record, new: Mapping[str, Any]) -> str:
+    old = record.identity
     if old["version"] != new["version"]:
         return f"version {old['version']} -> {new['version']}"
-    return "; ".join(_changed("data", old["data"], new["data"]))
+    return "; ".join(_changed("data", old["data"], new["data"])) or f"it failed: {record.failure}"

@@ -103,11 +103,14 @@ class Store:
         """Yield everything on record, the folder's before the archives'; a key comes once."""
         seen = set()
         own = (self._read(path) for path in sorted(self.folder.glob("*.json")))
-        archived = (record for records in self._index().values() for record in records)
-        for record in (*filter(None, own), *archived):
+        for record in (*filter(None, own), *self.archived()):
             if record.key not in seen:
                 seen.add(record.key)
                 yield record
+
+    def archived(self) -> list[Record]:
+        """Return the committed records."""
+        return [record for records in self._index().values() for record in records]
 
     def _index(self) -> dict[str, list[Record]]:
         if self._archived is None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from labkit.units import settled
+
 SIGNIFICANT = 7
 """Digits of a published float."""
 
@@ -21,9 +23,7 @@ def rounded(value: Any) -> Any:
         return {name: rounded(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(inner) for inner in value]
-    if not isinstance(value, float | np.floating) or float(value).is_integer():
-        return value
-    return float(f"{value:.{SIGNIFICANT}g}")
+    return settled(value, SIGNIFICANT) if isinstance(value, float | np.floating) else value
 
 
 def to_csv(table: pd.DataFrame, *, index: bool = False) -> bytes:

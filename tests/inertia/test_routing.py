@@ -175,7 +175,7 @@ def test_a_policy_routes_by_what_it_decided_before_and_by_the_seconds_that_took(
     scores = {
         deciding.KEYWORDS: deciding.by_keywords(table.prompts).scores,
         deciding.LENGTH: deciding.by_length(table.prompts).scores,
-        deciding.LEARNED: deciding.by_learning(table.prompts, deciding.gains(table)).scores,
+        deciding.LEARNED: deciding.by_learning(table.prompts, deciding.gains_of(table)).scores,
     }
     for policy in (KeywordRule(), LongerToLarger(), Learned()):
         known = deciding.with_decisions(policy, {policy.name: {"scores": [*scores[policy.name]], "seconds": 0.25}})

@@ -61,7 +61,7 @@ def test_a_study_that_may_run_nothing_is_what_is_on_record(monkeypatch: pytest.M
 def test_steps_that_could_not_be_timed_count_as_missing_where_nothing_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
     Cells.of(CFG.hardware, CFG.report_id()).fail(measure_speed, speed_spec(CFG), "speed", MemoryError("too little"))
     monkeypatch.setenv(RENDER, "1")
-    with pytest.raises(MissingCells, match="offload.speed: speed, failed: MemoryError: too little"):
+    with pytest.raises(MissingCells, match=r"offload.speed: speed, failed: MemoryError: too little"):
         run_study(CFG)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import lzma
-import pickle
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
-from conftest import Sum
+from small_sums import Sum
 
 from labkit import paths
 from labkit.workflow import cells as walks
@@ -123,7 +123,7 @@ def test_a_pool_gives_what_one_process_gives(cells, work):
 
 
 def test_a_cell_function_travels_to_a_worker_by_name(work):
-    assert pickle.loads(pickle.dumps(work)) is work
+    assert ForkingPickler.loads(ForkingPickler.dumps(work)) is work
 
 
 def test_rendering_lists_every_missing_cell(cells, work):

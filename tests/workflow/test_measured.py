@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from labkit.measured import number
 from labkit.units import settled
+from labkit.workflow.measured import number
 
 
 def test_digits_that_depend_on_the_processor_are_left_out() -> None:
