@@ -5,7 +5,8 @@
 
 A mutant changes one numeric constant or operator in what a cell function reaches, in a copy of the package. It is
 noticed if a golden of that function, or of another one that reaches the same place, gives another result than the
-signed one or does not end. Equivalent mutants stand in EQUIVALENT, each with its reason, and are counted apart.
+signed one or does not end. Equivalent mutants stand in EQUIVALENT, each with its reason, and are counted apart; places
+that are reached and compute no result stand in ELSEWHERE, with the tests that hold them, and are not mutated.
 """
 
 from __future__ import annotations
@@ -29,6 +30,20 @@ PACKAGE = Path(reach.__file__).resolve().parent.parent
 LIMIT_SECONDS = 180
 EQUIVALENT: dict[str, str] = {}
 """Mutants that change no result, by file, line and change, with the reason."""
+ELSEWHERE = {
+    "models/shapes.py:SHAPES": "rows of models that no golden builds; tests/models/test_shapes.py counts each exactly",
+    "models/shapes.py:_SHAPES": "the same",
+    "models/tiny.py": "the goldens' own models",
+    "units.py": "texts of sizes and times, and sizes as people write them; tests/test_units.py",
+    "device/here.py": "which limits of memory and cores are found, so what is refused; tests/test_device.py",
+    "progress.py": "what is shown of work under way; tests/test_progress.py",
+    "faces.py": "the same",
+    "metrics.py": "what is told to who follows; tests/test_trainer_metrics.py",
+    "offload/isolated.py": "limits of a process, with a kernel's cgroup; tests/offload/test_isolated.py",
+    "corpora/scores.py": "units of a score, which no cell returns; tests/test_corpora.py",
+    "models/folders.py": "which files of a folder are refused; tests/models/test_weights.py",
+}
+"""Places that are reached and compute no result, by file, or file and definition: what they do, and what tests it."""
 OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "-",
     ast.Sub: "+",
@@ -89,10 +104,13 @@ def mutants_of(name: str) -> list[Mutant]:
     found = set()
     for module, own in reach.reached(reach.declared()[name].place):
         path = reach._path(module)
+        file = path.relative_to(PACKAGE).as_posix()
+        if file in ELSEWHERE or f"{file}:{own}" in ELSEWHERE:
+            continue
         lines = path.read_text(encoding="utf-8").encode().splitlines()
         for statement in reach._statements((module, own)):
             for node in _numeric(statement):
-                found |= {one for one in [_mutate(node, path.relative_to(PACKAGE).as_posix(), lines)] if one}
+                found |= {one for one in [_mutate(node, file, lines)] if one}
     return sorted(found)
 
 

@@ -94,7 +94,8 @@ def run_study(params: PredictPhase) -> Study:
                 study.originals[spec.initialisation] = found
         for contest in study.contests():
             runner.tune(contest)
-        study.cells.require()  # what is compared follows from the sweeps
+        if study.cells.unknown:
+            study.cells.require()  # what is compared follows from the sweeps
         runner.train(run for own in (study.text_contests(), study.other_contests()) for run in by_seed(own))
         runner.measure_noises()
         base = study.scratch.baseline_run()
@@ -198,7 +199,7 @@ class _Runner:
             for (arm, rate), run in runs.items():
                 losses[arm][rate] = contest.loss(run)
             wanted = {arm: further for arm, own in losses.items() if (further := next_rates(own))}
-            if not wanted or self._study.cells.missing:
+            if not wanted or self._study.cells.unknown:
                 break
         contest.choose(losses)
 

@@ -10,12 +10,10 @@ from peft import LoraConfig
 
 from labkit import models
 from labkit.inertia.arms import reached
+from labkit.inertia.cost import REPORTED
 from labkit.schema_size_inertia import SizeInertia
 from labkit.workflow import environment
 from labkit.workflow.cell import cell
-
-REPORTED = ("qwen2.5-0.5b", "phi-2", "qwen2.5-7b")
-"""The report's models, smallest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,7 @@ class FidelitySpec:
     version=1,
     data=lambda spec: data.weights(spec.model) | data.shipped(*preferences.shipped("held-out")),
     packages=("transformers", "tokenizers", "torchao"),
+    labels=("text_sha256",),  # the files' revisions are among the data
     onednn=environment.WITHOUT_AMX,
 )
 def measure_fidelity(spec: FidelitySpec) -> dict[str, Any]:

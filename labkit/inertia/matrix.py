@@ -99,6 +99,7 @@ class Answer:
     data=lambda spec: data.weights(spec.model) | data.shipped(questions.SHIPPED),
     packages=("transformers", "tokenizers"),
     timing=("seconds", "joules", "energy_state", "energy", "idle", "above_idle", *VERSIONS),
+    labels=("questions_sha256",),  # the file's revision is among the data
     timed=True,  # a query's seconds and joules are what routing weighs against its quality
     onednn=environment.WITHOUT_AMX,
 )

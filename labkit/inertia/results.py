@@ -12,7 +12,8 @@ from scipy import stats as scipy_stats
 
 from labkit import models
 from labkit.inertia import arms, compare, cost, ladder
-from labkit.inertia.coverage import REPORTED, CoverageSpec
+from labkit.inertia.cost import REPORTED
+from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import optimizer_steps
 from labkit.inertia.study import Study
 from labkit.params import scale

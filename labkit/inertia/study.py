@@ -165,7 +165,7 @@ class _Walk:
             missing, because what they would lead to is unknown.
         """
         losses: dict[float, float] = {}
-        n_missing = len(self._cells.missing)
+        n_unknown = self._cells.unknown
         wanted = list(self._params.learning_rates)
         for extension in range(arms.MAX_EXTENSIONS + 1):
             self._cells.progress.extend(len(wanted) if extension else 0)
@@ -173,7 +173,7 @@ class _Walk:
                 done = self._arm(arms.sweep_arm(self._params, model, rate))
                 losses[rate] = done["validation"]["loss"] if done else math.inf
             wanted = next_rates(losses)
-            if len(self._cells.missing) > n_missing:
+            if self._cells.unknown > n_unknown:
                 return {}
         return losses
 

@@ -94,7 +94,7 @@ def cell(
         packages: what computes it beside torch and numpy.
         timing: names of result fields, at any depth, that no two runs share: times, memory. Goldens leave them out.
         timed: whether time is what it measures; its cells then belong to a kind of machine.
-        labels: fields of the spec that only name it for people.
+        labels: fields of the spec that only name it for people, or repeat what the data revisions say.
         onednn: the instruction set that oneDNN is kept at in any process that imports the function.
     """
     if onednn is not None:

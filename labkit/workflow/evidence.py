@@ -20,7 +20,7 @@ from labkit import paths
 from labkit.reports import STUDIES
 from labkit.schema import Params
 from labkit.workflow import data, environment, reach
-from labkit.workflow.cell import Json, digest
+from labkit.workflow.cell import Json
 from labkit.workflow.cells import RENDER, Cells, MissingCells, store_of
 from labkit.workflow.store import ARCHIVE, Record, write_archive
 
@@ -108,8 +108,10 @@ def look(resolved: Params) -> State:
     if report not in STUDIES:
         return State()
     cells = walk(resolved)
-    before = {_of_spec(one.identity): one for one in store_of(resolved.hardware, report).records()}
-    asked = [(f"{name}: {label}", before.get(_of_spec(identity)), identity) for name, identity, label in cells.missing]
+    asked = [
+        (f"{name}: {label}", cells.store.of_spec(name, identity["spec"]), identity)
+        for name, identity, label in cells.missing
+    ]
     others = {key: why for key, one in cells.used.items() if (why := _other_packages(one))}
     lost = [old for _, old, _ in asked if old] + [cells.used[key] for key in others]
     return State(
@@ -190,10 +192,6 @@ def _is_current(record: Record) -> bool:
     one = reach.declared().get(record.identity["cell"])
     same = all(_revision(label) == revision for label, revision in record.identity["data"].items())
     return one is not None and one.version == record.identity["version"] and same
-
-
-def _of_spec(identity: Mapping[str, Any]) -> str:
-    return digest({"cell": identity["cell"], "spec": identity["spec"]})
 
 
 def _difference(record: Record, new: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ def _agree(one: Any, other: Any, exact: bool) -> bool:
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None or not value:
+    if items is None or (not value and path):
         yield path or "result", value
         return
     for name, inner in items:

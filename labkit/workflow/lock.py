@@ -95,7 +95,10 @@ def _unchanged(names: list[str], say: Callable[[str], None]) -> bool:
     signed, ran, good = read(), goldens.run(names), True
     for name in names:
         differs = _first_difference(signed[name], ran[name])
-        if differs:
+        if _specs(signed[name]) != {digest(one["spec"]) for one in ran[name]}:
+            good = False
+            say(f"{name} has other goldens than were signed: `labkit evidence sign {name}` records them")
+        elif differs:
             good = False
             version = signed[name]["version"]
             say(
@@ -112,12 +115,12 @@ def _unchanged(names: list[str], say: Callable[[str], None]) -> bool:
 
 
 def _first_difference(signed: Json, ran: list[Json]) -> str:
-    """Name the first field in which goldens differ from the signed ones; empty if none does."""
+    """Name the first field in which goldens differ from the signed ones of their specs; empty if none does."""
     by_spec = {digest(results[0]["spec"]): results for results in signed["goldens"]}
     for i, new in enumerate(ran, 1):
         results = by_spec.get(digest(new["spec"]))
         if results is None:
-            return f"golden {i} has a spec that was never signed"
+            continue
         if "error" in new:
             return f"golden {i} raises {new['error']}"
         exact = next((one for one in results if one["environment"] == new["environment"]), None)
@@ -126,6 +129,10 @@ def _first_difference(signed: Json, ran: list[Json]) -> str:
         if found:
             return f"golden {i}, {found}"
     return ""
+
+
+def _specs(signed: Json) -> set[str]:
+    return {digest(results[0]["spec"]) for results in signed["goldens"]}
 
 
 def _how(signed: Json, ran: list[Json]) -> str:
@@ -161,13 +168,14 @@ def sign(names: Iterable[str] | None = None, say: Callable[[str], None] = print)
 
 
 def _joined(own: Json, ran: list[Json], code: str) -> Json:
-    """Add this machine's results to what is signed, and the code's hash."""
+    """Add this machine's results to what is signed, new goldens, and the code's hash; goldens that are gone go."""
     by_spec = {digest(results[0]["spec"]): results for results in own["goldens"]}
+    goldens_now = []
     for new in ran:
-        results = by_spec[digest(new["spec"])]
-        if all(one["environment"] != new["environment"] for one in results):
-            results.append(new)
-    return own | {"code": list(dict.fromkeys([*own["code"], code]))}
+        results = by_spec.get(digest(new["spec"]), [])
+        known = any(one["environment"] == new["environment"] for one in results)
+        goldens_now.append(results if known else [*results, new])
+    return own | {"code": list(dict.fromkeys([*own["code"], code])), "goldens": goldens_now}
 
 
 def write(cells: dict[str, Any], path: Path | None = None) -> None:

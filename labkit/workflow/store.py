@@ -80,6 +80,7 @@ class Store:
     archives: tuple[Path, ...] = ()
     """Committed files, read only."""
     _archived: dict[str, list[Record]] | None = field(default=None, repr=False)
+    _by_spec: dict[str, Record] | None = field(default=None, repr=False)
 
     def find(self, identity: Mapping[str, Any]) -> list[Record]:
         """Return what is on record for an identity, whatever environment it was computed in, the folder's first."""
@@ -108,6 +109,12 @@ class Store:
                 seen.add(record.key)
                 yield record
 
+    def of_spec(self, cell: str, spec: Mapping[str, Any]) -> Record | None:
+        """Return what is on record for a spec under any version and data, None if there is nothing."""
+        if self._by_spec is None:
+            self._by_spec = {_spec_digest(one.identity["cell"], one.identity["spec"]): one for one in self.records()}
+        return self._by_spec.get(_spec_digest(cell, spec))
+
     def archived(self) -> list[Record]:
         """Return the committed records."""
         return [record for records in self._index().values() for record in records]
@@ -129,6 +136,10 @@ class Store:
             os.replace(path, aside)
             warnings.warn(f"{path} is damaged ({error}); set aside as {aside.name}, the cell runs again", stacklevel=3)
             return None
+
+
+def _spec_digest(cell: str, spec: Mapping[str, Any]) -> str:
+    return digest({"cell": cell, "spec": dict(spec)})
 
 
 def read_archive(path: Path) -> list[Record]:

@@ -22,6 +22,7 @@ from labkit.inertia import (
     preferences,
     results,
     routing_tables,
+    study,
     surface,
     timing_tables,
     training_tables,
@@ -60,6 +61,14 @@ def test_a_tuned_arm_is_held_against_several_shuffles_template_negatives_and_few
     assert arms.sweep_arm(cfg, model, 1e-4).role == "sweep"
     listed = len(cfg.seeds) * 2 + len(cfg.learning_rates) + len(own) - len(cfg.seeds)
     assert cost.n_arms(cfg, model) == listed
+
+
+def test_cells_are_counted_as_they_are_asked_for(empty: Study) -> None:
+    cfg = empty.params
+    asked = [coverage.coverage_specs, study.rungs, study.quantized_rungs, study.fidelity_specs, study.loads]
+    n_asked = sum(len(specs(cfg)) for specs in (*asked, study.question_specs))
+    n_arms = sum(cost.n_arms(cfg, model) for model in cfg.models)
+    assert cost.n_cells(cfg) == n_asked + n_arms + len(["decisions", "words and lengths"])
 
 
 def done(margins: list[float], loss: float = 0.1) -> dict[str, Any]:

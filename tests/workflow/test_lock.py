@@ -80,13 +80,15 @@ def test_a_changed_constant_is_named_by_its_first_field_and_asks_for_a_version(c
     assert (copy / lock.FILE).read_text() == signed
     refused = evidence(copy, "sign", "scaling.train")
     assert (refused.returncode, "raise its version first" in refused.stderr) == (2, True)
-    edit(path, '"scaling.train", version=1', '"scaling.train", version=2')
+    edit(path, '"scaling.train",\n    version=1', '"scaling.train",\n    version=2')
     assert evidence(copy, "sign", "scaling.train").returncode == 0
     assert evidence(copy, "check").returncode == 0
 
 
 def test_a_golden_that_raises_is_told_in_a_line_and_signs_nothing(copy):
-    edit(copy / "labkit" / "scaling" / "train.py", "    config = cell.config()\n", "    config = cell.config() / 0\n")
+    edit(
+        copy / "labkit" / "scaling" / "train.py", "    counts = parameter_counts(config)\n", "    counts = config / 0\n"
+    )
     signed = (copy / lock.FILE).read_text()
     done = evidence(copy, "check")
     assert done.returncode == 1
