@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -51,11 +50,10 @@ def test_what_is_committed_is_signed():
     assert lock.read().keys() == reach.declared().keys()
 
 
-def test_a_check_without_drift_runs_nothing_and_takes_under_two_seconds(copy):
-    started = time.perf_counter()
+def test_a_check_without_drift_runs_no_golden(copy):
+    (copy / "labkit" / "workflow" / "goldens.py").open("a").write("\nrun = None\n")
     done = evidence(copy, "check")
     assert (done.returncode, done.stdout) == (0, "every cell function does what its version promises\n"), done.stderr
-    assert time.perf_counter() - started < 4, "two seconds on a quiet machine"
 
 
 def test_a_rename_is_shown_to_change_nothing_and_is_signed(copy):
@@ -70,6 +68,7 @@ def test_a_rename_is_shown_to_change_nothing_and_is_signed(copy):
 
 def test_a_changed_constant_is_named_by_its_first_field_and_asks_for_a_version(copy):
     path = copy / "labkit" / "scaling" / "train.py"
+    assert evidence(copy, "sign", "scaling.train").returncode == 0, "so that this machine's own rounding is signed"
     edit(path, "0.5 * (1 + math.cos(math.pi", "0.25 * (1 + math.cos(math.pi")
     signed = (copy / lock.FILE).read_text()
     done = evidence(copy, "check")
