@@ -35,7 +35,7 @@ def mark_done(report: str, hardware: str, inputs: Mapping[str, str], *, custom: 
         report: which report.
         hardware: which profile.
         inputs: `input_hashes` from before the run.
-        custom: whether the run had overrides.
+        custom: whether the run had overrides, or was none: a record that was only shown.
     """
     done, now = _stamp(report, hardware), input_hashes(report, hardware)
     lines = [f"$(OUT)/{report}/done: {' '.join(now)}", *(f"{name}:" for name in now)]
@@ -52,11 +52,11 @@ def states(hardware: str) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: unknown profile.
     """
-    for report, reasons in status(hardware).items():
-        yield report, _state(params.resolve(report, hardware), reasons)
+    for report in paths.reports():
+        yield report, _state(params.resolve(report, hardware))
 
 
-def _state(resolved: Params, reasons: list[str]) -> str:
+def _state(resolved: Params) -> str:
     published = paths.figures(resolved.hardware, resolved.report_id()) / "results.json"
     if published.exists() and "evidence" not in json.loads(published.read_text(encoding="utf-8")):
         return f"published as it was {evidence.OLD}"
@@ -64,7 +64,8 @@ def _state(resolved: Params, reasons: list[str]) -> str:
     if why := found.why_run():
         took = f", about {units.format_seconds(found.seconds)} when they last ran" if found.seconds else ""
         return f"must run, {found.n_present} cells are on record: {'; '.join(why)}{took}"
-    return f"rendering out of date, seconds to make: {'; '.join(reasons)}" if reasons else "up to date"
+    changed = _changed_inputs(resolved.report_id(), resolved.hardware)
+    return f"rendering out of date, seconds to make: {'; '.join(changed)}" if changed else "up to date"
 
 
 def status(hardware: str) -> dict[str, list[str]]:
@@ -83,18 +84,29 @@ def status(hardware: str) -> dict[str, list[str]]:
 
 def _why_stale(report: str, hardware: str) -> list[str]:
     params.resolve(report, hardware)
+    if not (paths.figures(hardware, report) / "run.json").exists():
+        return ["never run here"]
+    changed, done = _changed_inputs(report, hardware), _stamp(report, hardware)
+    if not done.exists():
+        return changed or ["the published figures come from another checkout or from a run with -p"]
+    since = done.stat().st_mtime
+    touched = [_name(path) for path in inputs_of(report, hardware) if path.stat().st_mtime > since]
+    return changed + [f"{name} was touched (same contents)" for name in touched if f"{name} changed" not in changed]
+
+
+def _changed_inputs(report: str, hardware: str) -> list[str]:
+    """Say which files differ from those that the published figures were made from."""
     run_file = paths.figures(hardware, report) / "run.json"
     if not run_file.exists():
         return ["never run here"]
     recorded = json.loads(run_file.read_text(encoding="utf-8"))["inputs"]
     now = input_hashes(report, hardware)
-    changed = [f"{name} changed" for name, digest in now.items() if digest != recorded.get(name)]
-    done = _stamp(report, hardware)
-    if not done.exists():
-        return changed or ["the published figures come from another checkout or from a run with -p"]
-    since = done.stat().st_mtime
-    touched = [_name(path) for path in inputs_of(report, hardware) if path.stat().st_mtime > since]
-    return changed + [f"{name} was touched (same contents)" for name in touched if now[name] == recorded.get(name)]
+    return [f"{name} changed" for name, digest in now.items() if digest != recorded.get(name)]
+
+
+def was_run_here(report: str, hardware: str) -> bool:
+    """Say whether `make` counts a report as done on this machine."""
+    return _stamp(report, hardware).exists()
 
 
 def _ran_after(report: str, other: str, hardware: str) -> bool:

@@ -203,7 +203,7 @@ def _validate(model: type[Params], values: dict[str, Any], sources: Mapping[str,
 
 
 def _whole_floats(model: type[Params], values: dict[str, Any]) -> dict[str, Any]:
-    """Let `epochs: 5` mean 5.0, so that equal parameters have one digest."""
+    """Let `epochs: 5` mean 5.0, so that equal parameters are written alike."""
     out = dict(values)
     for name in out.keys() & model.float_fields():
         value = out[name]

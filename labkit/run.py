@@ -22,7 +22,7 @@ import filelock
 from labkit import kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
 from labkit.files import DiskFull, disk_errors, write_atomically
-from labkit.freshness import input_hashes, mark_done, status
+from labkit.freshness import input_hashes, mark_done, status, was_run_here
 from labkit.plan import describe, plan
 from labkit.schema import Params
 from labkit.track import choose, follow
@@ -104,6 +104,8 @@ def _make(
     report, hardware = resolved.report_id(), resolved.hardware
     with publish.staging(paths.figures(hardware, report)) as staging:
         started, inputs = time.time(), input_hashes(report, hardware)
+        # Another machine's record that is shown here is no run: `make figures` still has to make one.
+        counts = not environment or was_run_here(report, hardware)
         executed = _execute(resolved, staging, say, environment)
         _check_outputs(resolved, staging, executed)
         _write_notebook(executed, staging)
@@ -111,7 +113,7 @@ def _make(
         _write_record(resolved, staging, ran, inputs, overrides)
         published = publish.swap_in(staging, paths.figures(hardware, report))
         os.replace(executed, executed.with_name("executed.ipynb"))
-        mark_done(report, hardware, inputs, custom=bool(overrides))
+        mark_done(report, hardware, inputs, custom=bool(overrides) or not counts)
     for cell in _failed_cells(published):
         say(f"NOT MEASURED  {cell}")
     say(f"published {published} in {units.format_seconds(time.time() - started)}")

@@ -6,8 +6,6 @@ of it) or the machine. `labkit.params` reads the files and enforces the layers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -73,10 +71,6 @@ class Params(BaseModel):
     def float_fields(cls) -> set[str]:
         """Return the fields that hold floats or lists of floats; a whole number given there means a float."""
         return {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
-
-    def digest(self) -> str:
-        """Return the sha256 of every value, as 64 hex digits."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def check_lists(params: Params, *names: str) -> None:

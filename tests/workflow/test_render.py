@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from labkit import cli, paths
+from labkit import cli, freshness, paths
 from labkit.workflow import notebook
 from labkit.workflow.store import ARCHIVE, read_archive, write_archive
 
@@ -75,6 +75,14 @@ def test_a_published_notebook_shows_nothing_of_one_machine_and_is_small_enough_t
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert not [output for output in outputs if output.output_type == "error"]
     assert "widget" not in str([list(output.get("data", {})) for output in outputs])
+
+
+def test_what_is_only_shown_is_up_to_date_and_still_to_be_run_here(rendered, monkeypatch):
+    monkeypatch.setenv("LABKIT_OUTPUT", str(rendered))
+    said = dict(freshness.states("cpu"))
+    assert {said[published.name] for published in PUBLISHED if published.parent.name == "cpu"} == {"up to date"}
+    for published in PUBLISHED:
+        assert not freshness.was_run_here(published.name, published.parent.name)
 
 
 def test_a_missing_cell_is_listed_and_nothing_published_changes(tmp_path, monkeypatch, capsys):
