@@ -16,6 +16,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,14 @@ from labkit.workflow import reach
 from labkit.workflow.cell import Json, digest
 
 TOLERANCE = 0.01
-"""Largest relative difference of a float computed by another instruction set or other versions of the packages."""
+"""Largest difference of a float computed by another instruction set or other versions of the packages.
+
+It is relative to the largest number of that field in the result: one pair's margin of many may be near zero.
+"""
+COARSE = 0.1
+"""The same for what was computed in a type of 16 bits: bfloat16 keeps eight of them, so a rounding alone is 0.4 %."""
 _ABSOLUTE = 1e-4
+_COARSE_TYPES = frozenset({"bfloat16", "float16"})
 _SIDE_BY_SIDE = 2
 
 
@@ -79,29 +86,55 @@ def _run_module(module: str, names: list[str], out: Path) -> int:
     return done.returncode
 
 
-def differences(old: Json, new: Json, *, exact: bool) -> Iterator[str]:
-    """Yield each field that differs, as "path: old -> new"; floats must be equal, or near if not `exact`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+def differences(old: Json, new: Json, *, exact: bool, dtype: str | None = None) -> Iterator[str]:
+    """Yield each field that differs, as "path: old -> new".
+
+    Floats must be equal, or if not `exact` within TOLERANCE, or COARSE where the golden's type, or that which stands
+    beside them in the result, has 16 bits.
+    """
+    before, after = dict(_leaves(old, dtype)), dict(_leaves(new, dtype))
+    largest = _largest(before)
     for path in dict.fromkeys([*before, *after]):
-        one, other = before.get(path, "nothing"), after.get(path, "nothing")
-        if not _agree(one, other, exact):
+        one, kind = before.get(path, ("nothing", None))
+        other, _ = after.get(path, ("nothing", None))
+        near = _ABSOLUTE + (COARSE if kind in _COARSE_TYPES else TOLERANCE) * largest.get(_field(path), 0.0)
+        if not _agree(one, other, 0.0 if exact else near):
             yield f"{path}: {one!r} -> {other!r}"
 
 
-def _agree(one: Any, other: Any, exact: bool) -> bool:
-    floats = isinstance(one, int | float) and isinstance(other, int | float) and float in (type(one), type(other))
-    if exact or not floats:
-        return type(one) is type(other) and one == other
-    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=_ABSOLUTE)
+def _agree(one: Any, other: Any, near: float) -> bool:
+    if near and _is_number(one) and _is_number(other) and float in (type(one), type(other)):
+        return math.isclose(one, other, rel_tol=0.0, abs_tol=near)
+    return type(one) is type(other) and one == other
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _field(path: str) -> str:
+    """Return a path without the places in its lists, which all entries of a table share."""
+    return re.sub(r"\[\d+\]", "", path)
+
+
+def _largest(leaves: Mapping[str, tuple[Any, str | None]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for path, (value, _) in leaves.items():
+        if _is_number(value):
+            found[_field(path)] = max(found.get(_field(path), 0.0), abs(value))
+    return found
+
+
+def _leaves(value: Any, dtype: str | None, path: str = "") -> Iterator[tuple[str, tuple[Any, str | None]]]:
+    """Yield the path of each field, its value and the type it was computed in, as far as that is told."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None or (not value and path):
-        yield path or "result", value
+        yield path or "result", (value, dtype)
         return
+    dtype = value.get("dtype", dtype) if isinstance(value, dict) else dtype
     for name, inner in items:
-        yield from _leaves(inner, f"{path}.{name}".lstrip(".") if isinstance(value, dict) else f"{path}[{name}]")
+        own = f"{path}.{name}".lstrip(".") if isinstance(value, dict) else f"{path}[{name}]"
+        yield from _leaves(inner, dtype, own)
 
 
 def without(value: Any, names: Iterable[str]) -> Any:

@@ -3,7 +3,8 @@
     {"cells": {NAME: {"version": 1, "code": [HASH, ...], "goldens": [[RESULT, ...], ...]}}, "sha256": ...}
 
 `code` lists every hash under which the version's behaviour was shown. A golden has one result for each numeric
-environment in which it was signed: there floats are compared exactly, elsewhere within `goldens.TOLERANCE`.
+environment in which it was signed: there floats are compared exactly, elsewhere within `goldens.TOLERANCE`, or
+`goldens.COARSE` for types of 16 bits.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _first_difference(signed: Json, ran: list[Json]) -> str:
             return f"golden {i} raises {new['error']}"
         exact = next((one for one in results if one["environment"] == new["environment"]), None)
         old = exact or results[0]
-        found = next(goldens.differences(old["result"], new["result"], exact=exact is not None), "")
+        dtype = new["spec"].get("dtype")
+        found = next(goldens.differences(old["result"], new["result"], exact=exact is not None, dtype=dtype), "")
         if found:
             return f"golden {i}, {found}"
     return ""
@@ -138,7 +140,8 @@ def _specs(signed: Json) -> set[str]:
 def _how(signed: Json, ran: list[Json]) -> str:
     here = {digest(one["environment"]) for one in ran}
     known = {digest(one["environment"]) for results in signed["goldens"] for one in results}
-    return "" if here <= known else f" (within {goldens.TOLERANCE:.0%}: they were signed on another instruction set)"
+    within = f"{goldens.TOLERANCE:.0%}, {goldens.COARSE:.0%} in 16 bits"
+    return "" if here <= known else f" (within {within}: they were signed on another instruction set)"
 
 
 def sign(names: Iterable[str] | None = None, say: Callable[[str], None] = print) -> None:

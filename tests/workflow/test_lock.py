@@ -138,6 +138,15 @@ def test_floats_are_exact_on_the_same_instruction_set_and_near_elsewhere():
     assert list(goldens.differences(old, {"a": 1.0, "n": 4}, exact=False)), "numbers of things are exact everywhere"
 
 
+def test_elsewhere_a_float_may_differ_by_a_share_of_the_largest_of_its_field_and_more_in_16_bits():
+    old = {"pairs": [{"margin": 50.0}, {"margin": 0.1}], "types": [{"dtype": "bfloat16", "loss": 2.0}], "loss": 2.0}
+    near = {"pairs": [{"margin": 50.4}, {"margin": 0.5}], "types": [{"dtype": "bfloat16", "loss": 2.1}], "loss": 2.0}
+    assert not list(goldens.differences(old, near, exact=False))
+    assert list(goldens.differences(old, near | {"loss": 2.1}, exact=False)) == ["loss: 2.0 -> 2.1"]
+    assert not list(goldens.differences(old, near | {"loss": 2.1}, exact=False, dtype="float16"))
+    assert list(goldens.differences({"held": True}, {"held": False}, exact=False)) == ["held: True -> False"]
+
+
 def test_a_result_of_this_machine_is_preferred_to_one_of_another():
     def golden(where, value):
         return {"spec": {"x": 1}, "environment": {"instruction_set": where}, "digest": "", "result": {"loss": value}}

@@ -30,13 +30,19 @@ def held(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.endswith(HELD)}
 
 
+def set_up(folder: Path) -> list[str]:
+    """Tell make to use the environment that runs the tests, and that it needs no setting up."""
+    (folder / "ready").touch()
+    return [f"VENV={sys.prefix}", f"READY={folder / 'ready'}"]
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     """A folder into which make has rendered every published profile, with no text, no weights and no network."""
     folder = tmp_path_factory.mktemp("rendered")
     own = os.environ | {"LABKIT_OUTPUT": str(folder), "LABKIT_CACHE": str(folder / "empty"), "PIP_NO_INDEX": "1"}
     for profile in sorted({str(path.parent) for path in PUBLISHED}):
-        command = ["make", "render", f"HW={profile}", f"VENV={sys.prefix}", f"READY={REPOSITORY / 'Makefile'}"]
+        command = ["make", "render", f"HW={profile}", *set_up(folder)]
         done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -106,10 +112,9 @@ def test_a_missing_cell_is_listed_and_nothing_published_changes(tmp_path, monkey
     assert "scaling.baselines: " in error
     assert {path.name: path.read_bytes() for path in (tmp_path / own).iterdir()} == before
 
-
 def test_a_profile_without_cells_is_told_which_have_some(tmp_path):
     done = subprocess.run(
-        ["make", "render", "HW=h100", f"VENV={sys.prefix}", f"READY={REPOSITORY / 'Makefile'}"],
+        ["make", "render", "HW=h100", *set_up(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
