@@ -225,6 +225,7 @@ def test_another_profile_is_chosen_in_the_running_kernel(lab: Lab, page: Page) -
     choose_from_menu(page, "Kernel", "Restart Kernel and Clear Outputs of All Cells…")
     page.locator(".jp-Dialog .jp-mod-accept").click()
     cells = page.locator(".jp-CodeCell")
+    expect(cells.first.locator(".jp-InputPrompt")).to_have_text("[ ]:", timeout=60_000)
     for i in range(3):
         run_cell(page, cells.nth(i))
     choice = cells.nth(2).locator("select")

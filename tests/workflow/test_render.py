@@ -112,6 +112,7 @@ def test_a_missing_cell_is_listed_and_nothing_published_changes(tmp_path, monkey
     assert "scaling.baselines: " in error
     assert {path.name: path.read_bytes() for path in (tmp_path / own).iterdir()} == before
 
+
 def test_a_profile_without_cells_is_told_which_have_some(tmp_path):
     done = subprocess.run(
         ["make", "render", "HW=h100", *set_up(tmp_path)],
