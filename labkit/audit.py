@@ -104,6 +104,8 @@ class Claim(_Row):
     """Results that can decide the row; the strongest one present does."""
     note: str = ""
     """What we saw, and where (file, revision)."""
+    headline: str = ""
+    """What the row says, as a sentence that a reader of the report wants decided; empty for the many that have none."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -157,6 +159,17 @@ def _printed_numbers(text: str) -> list[tuple[float, float]]:
     return found
 
 
+class Defect(_Row):
+    """One mistake of a report or its code, however many of its numbers it spoils."""
+
+    id: str = Field(pattern=r"^[a-z]\w*$")
+    """Name, unique in the ledger."""
+    statement: str = Field(min_length=1)
+    """What is wrong, in a sentence that needs no other."""
+    rows: list[str] = Field(min_length=1)
+    """Ids of the rows that it spoils: each contradicts the report's other numbers, its code or its records."""
+
+
 class Ledger(_Row):
     """All rows of one report."""
 
@@ -165,6 +178,8 @@ class Ledger(_Row):
     source: str
     """What was read, with revisions."""
     claims: list[Claim]
+    defects: list[Defect] = []
+    """What is wrong, each mistake once."""
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -186,7 +201,18 @@ def read_ledger(path: Path) -> Ledger:
         raise ValueError(f"{path}, row {repeated[0]}: this id stands twice; give each number its own")
     for claim in ledger.claims:
         _resolve_names(claim, {row.id for row in ledger.claims} - {claim.id}, path)
+    _check_defects(ledger, path)
     return ledger
+
+
+def _check_defects(ledger: Ledger, path: Path) -> None:
+    known, spoilt = {claim.id for claim in ledger.claims}, Counter(row for one in ledger.defects for row in one.rows)
+    names = Counter(one.id for one in ledger.defects)
+    if repeated := [name for name, n in (names + spoilt).items() if n > 1]:
+        raise ValueError(f"{path}, defects: {repeated[0]} stands twice; a row is counted under one defect")
+    if strangers := sorted(set(spoilt) - known):
+        near = difflib.get_close_matches(strangers[0], known, n=1)
+        raise ValueError(f"{path}, defects: no row {strangers[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _explain(path: Path, document: Any, error: ValidationError) -> str:
