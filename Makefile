@@ -28,7 +28,7 @@ export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup figures render evidence $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
+.PHONY: help setup figures render readme evidence $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
 
 help:  ## list the targets
 	@echo "make TARGET [HW=profile] [FRESH=1: leave committed cells aside]   (profiles: $(PROFILES))"
@@ -66,6 +66,9 @@ render: $(READY)  ## make published figures again from committed cells, in secon
 
 render-%: $(READY)
 	$(BIN)/labkit render $* --hw $(HW)
+
+readme: $(READY)  ## the parts of README.md that say what came out, from what is published
+	$(BIN)/python -m labkit.readme
 
 evidence: $(READY)  ## hold the code against evidence.lock
 	$(BIN)/labkit evidence check

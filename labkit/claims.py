@@ -1,116 +1,30 @@
-"""Judge what was measured against what the reports say: a verdict is derived from results, never typed.
-
-`verdict` takes the first line that applies:
-
-    stale                    the row's result stands on cells of another version, or on other data or parameters
-    inconsistent in source   the audit (labkit.audit) contradicts the row
-    reproduced               a result is strong enough, and it or its interval meets the reported value ± tolerance
-    not reproduced           a result is strong enough, and it does not
-    out of reach             a result is too weak, and the run says what a strong one would cost
-    audited only             the row follows from the report's other rows
-    out of reach             there is no result, and the run says what one would cost
-    not attempted            none of this; a result too weak to decide is still shown
-
-A result is too weak if the run was a smoke or custom one (whatever it shows), if the row demands the report's own scale
-and the run was reduced, or if an ordering has no interval or rests on exponents that are not told from 0. Smoke results
-therefore never show as reproduced.
-"""
+"""Put every number of the reports beside what was measured, with its verdict: `labkit.verdict` derives it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Column, Table
 from rich.text import Text
 
 from labkit import params, paths
-from labkit.audit import Check, Claim, Finding, audit, read_ledger
+from labkit.audit import Check, Claim, Defect, audit, read_ledger
 from labkit.formula import Interval
 from labkit.schema import Scale
 from labkit.units import GB, GIB, MB, MIB
+from labkit.verdict import DECIDED, Evidence, Grade, OutOfReach, Result, Verdict, lack, verdict
 from labkit.workflow import evidence
 
 LEDGER = Path(__file__).resolve().parent / "ledger"
+HEADLINES = ["statement", "measured", "unit", "verdict", "why", "claim"]
 COLUMNS = ["claim", "reported", "measured", "unit", "verdict", "grade", "why"]
 _SIZES = {"GB": GB, "GiB": GIB, "MB": MB, "MiB": MIB}
 _TIMES = {"milliseconds": 1e-3, "seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
-
-
-class Verdict(StrEnum):
-    """What can be said about a number."""
-
-    REPRODUCED = "reproduced"
-    NOT_REPRODUCED = "not reproduced"
-    OUT_OF_REACH = "out of reach"
-    INCONSISTENT = "inconsistent in source"
-    AUDITED = "audited only"
-    NOT_ATTEMPTED = "not attempted"
-    STALE = "stale"
-
-
-class Grade(StrEnum):
-    """How strong the evidence is, weakest first."""
-
-    TEXT = "recomputed from the text"
-    PROPERTY = "property"
-    SMOKE = "smoke"
-    REDUCED = "reduced scale"
-    STATED = "stated scale"
-
-
-_GRADES = {Scale.REDUCED: Grade.REDUCED, Scale.STATED: Grade.STATED}
-
-_Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Result(_Entry):
-    """One measured number: a value or a range [low, high], with its 95 % interval if there is one."""
-
-    value: float | _Ends
-    ci: _Ends | None = None
-    unit: str = ""
-    n_seeds: int = 1
-    note: str = ""
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Self:
-        _ = self.interval(), self.values()
-        return self
-
-    def values(self) -> Interval:
-        """Return the value as an interval."""
-        return Interval(*self.value) if isinstance(self.value, list) else Interval.point(self.value)
-
-    def interval(self) -> Interval:
-        """Return what is compared with the claim: the 95 % interval if there is one, else the value."""
-        return Interval(*self.ci) if self.ci else self.values()
-
-    def __str__(self) -> str:
-        return f"{self.values()} [{self.interval()}]" if self.ci else str(self.values())
-
-
-class OutOfReach(_Entry):
-    """A number the profile cannot measure, and what it would take."""
-
-    why: str
-    seconds: float | None = None
-    gib: float | None = None
-
-    def __str__(self) -> str:
-        needs = [f"{self.seconds / 3600:.3g} h"] if self.seconds is not None else []
-        needs += [f"{self.gib:.3g} GiB"] if self.gib is not None else []
-        return f"{self.why}; needs {', '.join(needs)}" if needs else self.why
 
 
 class Results(BaseModel):
@@ -128,94 +42,14 @@ class Results(BaseModel):
     out_of_reach: dict[str, OutOfReach] = {}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """What a run has to say about one row."""
-
-    check: Check
-    """The check of the row that it answers."""
-    grade: Grade
-    """Its strength."""
-    result: Result | None
-    """The measurement, in the row's unit."""
-    out_of_reach: OutOfReach | None
-    """The cost of one that would be strong enough."""
-    unresolved: tuple[str, ...] = ()
-    """Results that the row needs told from 0, and are not."""
-
-
-class Judgement(NamedTuple):
-    """A verdict, the evidence it stands on (None without any) and the reason in words."""
-
-    verdict: Verdict
-    grade: Grade | None
-    why: str
-
-
-def verdict(
-    claim: Claim, result: Evidence | None, findings: Sequence[Finding], scale: Scale | None, stale: Sequence[str] = ()
-) -> Judgement:
-    """Derive the verdict on one row; the order is the table in the module's docstring.
-
-    Args:
-        claim: the row.
-        result: what the run says about it, None if nothing.
-        findings: of the report's audit.
-        scale: how much of the report's experiment the run held, None without a run.
-        stale: why the run no longer stands; nothing if it does.
-    """
-    found = next((finding for finding in findings if finding.claim == claim.id), None)
-    if result and stale:
-        grade = result.grade if result.result else None
-        return Judgement(Verdict.STALE, grade, f"{'; '.join(stale)}; run the report again")
-    if found and found.kind == "contradiction":
-        return Judgement(Verdict.INCONSISTENT, Grade.TEXT, found.why)
-    measured, cost = (result.result, result.out_of_reach) if result else (None, None)
-    lack = _lack(claim, result, measured, scale) if result and measured else ""
-    if result and measured and not lack:
-        return _compare(claim, result.grade, measured)
-    if measured and cost:
-        return Judgement(Verdict.OUT_OF_REACH, result.grade, f"{cost}; measured {lack}")
-    if found:
-        also = f"; measured {lack}" if lack else ""
-        return Judgement(Verdict.AUDITED, Grade.TEXT, f"{found.kind}: {found.why}{also}")
-    if cost:
-        return Judgement(Verdict.OUT_OF_REACH, None, str(cost))
-    return Judgement(Verdict.NOT_ATTEMPTED, result and result.grade, f"measured {lack}" if lack else _nothing(claim))
-
-
-def _compare(claim: Claim, grade: Grade, result: Result) -> Judgement:
-    reported, measured = claim.tolerated(), result.interval()
-    agrees = measured.meets(reported)
-    why = f"{measured} {'meets' if agrees else 'misses'} {reported}; seeds: {result.n_seeds}"
-    return Judgement(Verdict.REPRODUCED if agrees else Verdict.NOT_REPRODUCED, grade, why)
-
-
-def _lack(claim: Claim, evidence: Evidence, result: Result, scale: Scale | None) -> str:
-    """Say why a result cannot decide a row; empty if it can."""
-    if scale not in (Scale.REDUCED, Scale.STATED):
-        return f"in a {scale} run, which decides nothing"
-    if evidence.check.grade == "stated" and scale is not Scale.STATED:
-        return "at reduced scale, and the number is about the report's own"
-    if claim.kind == "ordering" and result.ci is None:
-        return "without an interval, so that no difference can be told from 0"
-    if evidence.unresolved:
-        return f"while {' and '.join(evidence.unresolved)} cannot be told from 0, so that any difference would do"
-    return ""
-
-
-def _nothing(claim: Claim) -> str:
-    if claim.checks:
-        return f"no result {' or '.join(check.key for check in claim.checks)} from a profile that counts"
-    reasons = {"setting": "an input, not an outcome", "count": "counts things in the source: there is nothing to run"}
-    return reasons.get(claim.kind, "no run measures it")
+_GRADES = {Scale.REDUCED: Grade.REDUCED, Scale.STATED: Grade.STATED}
 
 
 def _evidence(claim: Claim, results: Results) -> Evidence | None:
     """Pick what a run says best about a row: a result that decides it, else any result, else a cost; then by grade."""
 
     def rank(one: Evidence) -> tuple[bool, bool, int]:
-        decides = one.result is not None and not _lack(claim, one, one.result, results.scale)
+        decides = one.result is not None and not lack(one, results.scale)
         return decides, one.result is not None, list(Grade).index(one.grade)
 
     heard = [check for check in claim.checks if results.profile in (check.profiles or [results.profile])]
@@ -251,12 +85,13 @@ def _in_unit(result: Result, unit: str, key: str) -> Result:
 
 
 def ledgers(report: str | None = None, folder: Path = LEDGER) -> list[Path]:
-    """Return the ledger of a report, or of all reports.
+    """Return the ledger of a report, or of all reports in the order of their notebooks.
 
     Raises:
         ValueError: the report has no ledger.
     """
-    every = sorted(folder.glob("*.yaml"))
+    order = {name: i for i, name in enumerate(paths.reports())}
+    every = sorted(folder.glob("*.yaml"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
     found = [path for path in every if report in (None, path.stem)]
     if not found:
         known = ", ".join(path.stem for path in every)
@@ -350,17 +185,43 @@ def _read_results(file: Path) -> Results:
 
 
 def summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """Count the rows of `judge` per verdict; every verdict has a line, also at 0."""
+    """Count the rows of `judge` per verdict; every verdict has a line, also at 0; inputs come last and are none."""
     counts = judged["verdict"].value_counts()
     return pd.DataFrame({"verdict": list(map(str, Verdict)), "claims": [int(counts.get(v, 0)) for v in Verdict]})
 
 
+def headlines(judged: pd.DataFrame) -> pd.DataFrame:
+    """Pick the rows of `judge` that a reader of the reports wants decided, each with its claim as a sentence.
+
+    Returns:
+        one row per headline: statement, measured, unit, verdict, why, claim.
+    """
+    statements = {claim.id: claim.headline for claim in load() if claim.headline}
+    found = judged[judged["claim"].isin(statements)]
+    return found.assign(statement=found["claim"].map(statements))[HEADLINES].reset_index(drop=True)
+
+
+def decided(judged: pd.DataFrame) -> int:
+    """Count the rows whose verdict says whether they hold."""
+    return int(judged["verdict"].isin(list(map(str, DECIDED))).sum())
+
+
+def defects(report: str | None = None) -> list[Defect]:
+    """Return what is wrong in a report, or in all of them, each mistake once, however many numbers it spoils.
+
+    Raises:
+        ValueError: no such ledger, or an invalid one.
+    """
+    return [one for path in ledgers(report) for one in read_ledger(path).defects]
+
+
 def render(judged: pd.DataFrame) -> Table:
-    """Lay the rows of `judge` out for a terminal."""
-    colours = {Verdict.REPRODUCED: "green", Verdict.NOT_REPRODUCED: "red", Verdict.INCONSISTENT: "magenta"}
-    table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
+    """Lay the rows of `judge` or `headlines` out for a terminal, which folds all but the names."""
+    colours = {Verdict.REPRODUCED: "green", Verdict.CONTRADICTED: "red", Verdict.INCONSISTENT: "magenta"}
+    table = Table(*(Column(name, overflow="fold", no_wrap=name == "claim") for name in judged.columns))
+    place = list(judged.columns).index("verdict")
     for row in judged.itertuples(index=False):
         cells = [Text(str(cell)) for cell in row]
-        cells[COLUMNS.index("verdict")].stylize(colours.get(row.verdict, "dim"))
+        cells[place].stylize(colours.get(row.verdict, "dim"))
         table.add_row(*cells)
     return table

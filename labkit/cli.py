@@ -113,12 +113,16 @@ def params(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> Non
 def claims(
     report: Annotated[str | None, typer.Argument(help="One report; all of them if left out.")] = None,
     hw: Hardware = "cpu",
+    every: Annotated[bool, typer.Option("--all", help="Every number, not only the headlines.")] = False,
 ) -> None:
-    """List every number of the reports beside what was measured, with its verdict."""
+    """Say which of the reports' claims hold on a profile, each with what was measured and why."""
     from labkit import claims as ledger
 
     judged = ledger.judge_profile(hw, report)
-    console.print(ledger.render(judged), soft_wrap=False)
+    main = ledger.headlines(judged)
+    console.print(ledger.render(judged if every else main), soft_wrap=False)
+    if not every:
+        console.print(f"{ledger.decided(main)} of {len(main)} headlines are decided on {hw}. All numbers, with --all:")
     counts = judged["verdict"].value_counts()
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 

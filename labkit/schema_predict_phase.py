@@ -120,8 +120,6 @@ class PredictPhase(Params):
     """Largest norm of the gradient."""
     tuning_seed: Annotated[int, Layer.SCIENCE]
     """Seed that rates are tuned on, and that no comparison uses."""
-    bootstrap: Annotated[PositiveInt, Layer.SCIENCE]
-    """Resamples behind every interval."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 from labkit.affine import AffineFit, fit_affine
 from labkit.units import settled
 
-__all__ = ["AffineFit", "Interval", "bootstrap_ci", "fit_affine", "standard_error"]
+__all__ = ["AffineFit", "Interval", "bootstrap_ci", "fit_affine", "mean_ci", "ratio_ci", "standard_error"]
 
 _BCA_LIMIT = 2_000
 _BATCH_VALUES = 10_000_000
@@ -81,6 +81,67 @@ def bootstrap_ci(
     return Interval(estimate=estimate, low=low, high=high, level=level)
 
 
+def mean_ci(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Estimate the mean of a population with Student's t interval.
+
+    It covers what it says from two values on where they are near normal; a bootstrap of three to five values covers
+    74 to 81 % for a nominal 95 % (tests/test_coverage.py).
+
+    Args:
+        values: [n] independent measurements, finite, n >= 2.
+        level: nominal coverage, in (0, 1).
+
+    Raises:
+        ValueError: fewer than 2 values, a value that is not finite, or a level out of its range.
+    """
+    sample = _sample(values)
+    _check_level(level)
+    middle, error = float(sample.mean()), standard_error(sample)
+    return _around(middle, error, len(sample) - 1, level)
+
+
+def ratio_ci(above: ArrayLike, below: ArrayLike, *, paired: bool = True, level: float = 0.95) -> Interval:
+    """Estimate a ratio as that of two geometric means, with Student's t interval of its logarithm.
+
+    Args:
+        above: [n] values above the line.
+        below: [n] values below it, [m] if not paired.
+        paired: whether values at the same place belong together (a seed, a round). If not, the two samples are
+            independent and may scatter differently (Welch 1947).
+        level: nominal coverage, in (0, 1).
+
+    Raises:
+        ValueError: fewer than 2 values on a side, one that is not positive, or pairs without a partner.
+    """
+    over, under = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if not ((over > 0).all() and (under > 0).all()):
+        raise ValueError("a ratio needs positive values on both sides")
+    if paired and over.shape != under.shape:
+        raise ValueError(f"{over.shape} values above the line and {under.shape} below it; pairs need as many")
+    if paired:
+        logs = mean_ci(np.log(over / under), level=level)
+    else:
+        logs = _welch(_sample(np.log(over)), _sample(np.log(under)), level)
+    estimate, low, high = (settled(math.exp(x)) for x in (logs.estimate, logs.low, logs.high))
+    return Interval(estimate=estimate, low=low, high=high, level=level)
+
+
+def _welch(above: NDArray[np.float64], below: NDArray[np.float64], level: float) -> Interval:
+    _check_level(level)
+    parts = [sample.var(ddof=1) / len(sample) for sample in (above, below)]
+    variance = sum(parts)
+    freedom = min(len(above), len(below)) - 1.0
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, (above, below), strict=True))
+    return _around(float(above.mean() - below.mean()), math.sqrt(variance), freedom, level)
+
+
+def _around(middle: float, error: float, freedom: float, level: float) -> Interval:
+    reach = float(scipy_stats.t.ppf((1 + level) / 2, freedom)) * error
+    estimate, low, high = map(settled, (middle, middle - reach, middle + reach))
+    return Interval(estimate=estimate, low=low, high=high, level=level)
+
+
 def standard_error(values: ArrayLike) -> float:
     """Return the standard error of the mean of independent values, in their units.
 
@@ -101,9 +162,13 @@ def _sample(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def _check_bootstrap(level: float, n_resamples: int) -> None:
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1")
+
+
+def _check_bootstrap(level: float, n_resamples: int) -> None:
+    _check_level(level)
     if n_resamples < 100:
         raise ValueError(f"n_resamples is {n_resamples}; an interval needs at least 100")
 

@@ -19,7 +19,8 @@ D, L = (64, 128, 256, 512), (4, 8, 12, 16)
 CELLS = [f"d{d}_l{n}" for d in D for n in L]
 KEYS = re.compile(
     r"(parameters|peak_gib)/d\d+_l\d+|word_perplexity/(resnet-bk|transformer)/d\d+_l\d+|exponent/(resnet-bk|transformer)|"
-    r"(coefficient|r2|ppl_ratio_10x|ppl_ratio_100x)/resnet-bk|hours/(grid|quick)|n_configurations|exponent_difference"
+    r"(coefficient|r2|ppl_ratio_10x|ppl_ratio_100x)/resnet-bk|hours/(grid|quick)|n_configurations|exponent_difference|"
+    r"later_token_reach/published"
 )
 
 
@@ -187,7 +188,8 @@ def test_scaling_shapes_accept_a_reduced_run_and_levels_do_not():
         "exponent_difference",
     }
     assert {key for key, grade in demands.items() if grade == "reduced"} == shapes
-    assert {key for key, grade in demands.items() if grade == "property"} == {f"parameters/{cell}" for cell in CELLS}
+    exact = {f"parameters/{cell}" for cell in CELLS} | {"later_token_reach/published"}
+    assert {key for key, grade in demands.items() if grade == "property"} == exact
 
 
 def layer_by_layer(d, n_layers, vocabulary=30_000, positions=128, experts=4):

@@ -168,13 +168,21 @@ def test_status_says_of_each_report_which_cells_have_to_run(labkit):
 
 
 def test_claims_lists_every_row_whole_and_counts_every_verdict(labkit):
-    code, out, _ = labkit("claims", "--hw", "ci")
+    code, out, _ = labkit("claims", "--hw", "ci", "--all")
     rows = claims.load()
     assert code == 0
     assert [row.id for row in rows if row.id not in out] == []
     counted = dict(reversed(part.split(" ", 1)) for part in out.splitlines()[-1].split(", "))
     assert set(counted) <= set(map(str, claims.Verdict))
     assert sum(map(int, counted.values())) == len(rows)
+
+
+def test_claims_lead_with_the_headlines_and_say_how_many_are_decided(labkit):
+    code, out, _ = labkit("claims", "--hw", "ci")
+    main = claims.headlines(claims.judge_profile("ci"))
+    assert code == 0
+    assert [name for name in main["claim"] if name not in out] == []
+    assert f"{claims.decided(main)} of {len(main)} headlines are decided on ci" in out
 
 
 def test_a_narrow_terminal_cuts_no_word_of_the_claims():

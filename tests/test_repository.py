@@ -9,12 +9,13 @@ import io
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 
-from labkit import audit, claims, paths
-from labkit.hybrid import protocol
+from labkit import audit, claims, paths, readme
 
 ROOT = paths.root()
 
@@ -23,6 +24,18 @@ def staged(path: str) -> str:
     """Return a file as it is staged, which is as it was committed if nothing was added since."""
     shown = ["git", "show", f":{path}"]
     return subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The records of published figures as they are staged, in a folder that labkit takes for its output."""
+    listed = subprocess.run(
+        ["git", "ls-files", "figures/*.json", "figures/*.csv"], cwd=ROOT, capture_output=True, check=True
+    )
+    write = ["git", "checkout-index", "--stdin", f"--prefix={tmp_path}/"]
+    subprocess.run(write, cwd=ROOT, input=listed.stdout, check=True)
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
+    return tmp_path / "figures"
 
 
 def staged_table(path: str) -> pd.DataFrame:
@@ -67,18 +80,77 @@ def test_conda_installs_against_the_same_lock():
     assert "conda-forge" in environment["channels"]
 
 
-def test_the_readmes_table_is_the_published_one():
-    readme = staged("README.md")
-    table = readme.split("<!-- verdicts:begin -->")[1].split("<!-- verdicts:end -->")[0]
-    shown = {row[0].strip(): int(row[1]) for row in re.findall(r"\| ([a-z ]+) \| (\d+) \|", table)}
-    published = staged_table("figures/cpu/claims/verdicts.csv")
-    assert shown == dict(zip(published["verdict"], published["claims"], strict=True))
+def test_what_the_readme_says_came_out_is_made_from_what_is_published(published):
+    text = staged("README.md")
+    assert readme.fill(text) == text, "make readme"
+    counts = staged_table("figures/cpu/claims/verdicts.csv").set_index("verdict")["claims"]
+    shown = text.split("<!-- verdicts:begin -->")[1].split("<!-- verdicts:end -->")[0]
+    assert {name: int(n) for name, n in re.findall(r"\| ([a-z ]+) \| (\d+) \|", shown)} == dict(counts)
 
 
-def test_what_is_published_for_cpu_judges_as_published():
-    judged = claims.judge(ROOT / "figures" / "cpu")
-    published = pd.read_csv(ROOT / "figures" / "cpu" / "claims" / "claims.csv", keep_default_na=False)
-    assert judged["verdict"].tolist() == published["verdict"].tolist()
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        ({"ci": [7.01, 8.97], "value": 8.0}, "**reproduced**: 8 [7.01 to 8.97]"),  # another direction: inside the range
+        ({"ci": [4.752, 6.9]}, "**contradicted**: 6.528 [4.752 to 6.9]"),
+        ({"value": 6.6}, "**undecided**: 6.6 [4.752 to 8.97]"),  # another number, the same verdict
+    ],
+)
+def test_a_planted_change_of_a_number_or_a_direction_changes_the_readme(published, planted, said):
+    path = published / "cpu" / "chunked_offload" / "results.json"
+    document = json.loads(path.read_text())
+    document["results"]["speedup/batch_32"] |= planted
+    path.write_text(json.dumps(document))
+    text = staged("README.md")
+    changed = readme.fill(text)
+    assert changed != text
+    assert said in changed
+
+
+def test_outside_the_parts_that_are_made_the_readme_states_no_result_of_a_report():
+    """What is left are texts beside figures; a bracketed interval or a factor in them would be typed."""
+    text = staged("README.md")
+    section = text.split("## What came out on two CPU cores")[1].split("## How to read a verdict")[0]
+    typed = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", section, flags=re.DOTALL)
+    assert (
+        re.findall(r"\d+(?:\.\d+)? (?:times|%)|\[\d[^\]]*,[^\]]*\]|\d\.\d+", typed.replace("95 % interval", "")) == []
+    )
+
+
+def test_a_part_without_its_markers_is_named():
+    with pytest.raises(ValueError, match="no part between <!-- headlines:begin -->"):
+        readme.fill("nothing")
+
+
+def test_what_is_published_judges_as_published(published):
+    for path in published.glob("*/*/claims.json"):
+        assert claims.judge(path.parent).to_dict("records") == json.loads(path.read_text()), path
+    every = pd.read_csv(published / "cpu" / "claims" / "claims.csv", keep_default_na=False)
+    assert claims.judge(published / "cpu")["verdict"].tolist() == every["verdict"].tolist()
+
+
+def test_every_number_in_the_statement_of_a_defect_stands_in_the_ledger_or_follows_from_it():
+    for path in claims.ledgers():
+        known = numbers_of(path)
+        for one in claims.defects(path.stem):
+            for text in re.findall(r"\d[\d,]*(?:\.\d+)?", one.statement):
+                number = float(text.rstrip(",").replace(",", ""))
+                step = 10.0 ** -len(text.partition(".")[2])
+                near = [abs(abs(x) / unit - number) <= 0.51 * step for x in known for unit in (1, 1e3, 1e6, 1e9, 1e-2)]
+                assert any(near), (one.id, text)
+
+
+def numbers_of(ledger: Path) -> list[float]:
+    """Every number of a ledger: values, constants, prints and notes, and what the audit recomputes."""
+    found = []
+    for claim in claims.load(ledger.stem):
+        found += claim.value if isinstance(claim.value, list) else [claim.value]
+        found += claim.where.values()
+        found += [
+            float(x.replace(",", "")) for x in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", f"{claim.printed} {claim.note}")
+        ]
+    boxes = [finding.recomputed for finding in audit.audit(ledger)]
+    return [*found, *(x for box in boxes for x in (box.low, box.high, box.middle))]
 
 
 def test_every_picture_and_page_the_readme_names_is_there():
@@ -87,86 +159,15 @@ def test_every_picture_and_page_the_readme_names_is_there():
         assert (ROOT / target).exists(), target
 
 
-def test_the_readmes_held_out_counts_are_the_published_ones():
-    readme = " ".join(staged("README.md").split())
-    table = staged_table("figures/cpu-24gb/size_inertia/held_out.csv")
-    after = table[table["arm"].str.startswith("report's schedule, 75")]
-    words = table.loc[table["model"] == "words alone", "correct"].item()
-    assert f"on {' and '.join(map(str, after['correct']))} of {after['n'].max()} held-out pairs" in readme
-    assert f"a bag of words without any model gets {words}" in readme
-    template = table.loc[table["arm"] == "template negatives"].iloc[0]
-    assert template["low"] < 0.5 < template["high"]
-    assert f"training loss {template['training loss']:.4f}" in readme
-    shuffled = table.loc[table["arm"] == "shuffled labels"].iloc[0]
-    assert shuffled["low"] < 0.5 < shuffled["high"]
-    assert f"(five shuffles, {shuffled['correct']} of {shuffled['n']})" in readme
-
-
-def test_what_the_readme_says_the_audit_finds_is_what_it_finds():
-    readme = " ".join(staged("README.md").split())
-    found = audit.audit(claims.ledgers("size_inertia")[0])
-    middle = {f.claim: (f.recomputed.low + f.recomputed.high) / 2 for f in found if f.kind == "contradiction"}
-    assert f"5.46x is {middle['inertia.phi_2.size_ratio']:.2f}x" in readme
-    assert f"3.42x is {middle['inertia.inference.ratio_full_length']:.2f}x" in readme
-    assert f"122 GB and {middle['inertia.hardware.ram']:.1f} GB are one memory" in readme
-
-
-def test_what_the_readme_says_of_routing_is_in_the_published_matrix():
-    readme = " ".join(staged("README.md").split())
-    assert "the smaller one is not even cheaper per query, because it writes more" in readme
-    matrix = staged_table("figures/cpu-24gb/size_inertia/matrix.csv")
-    mean = matrix.groupby("model")[["seconds", "tokens_out"]].mean()
-    assert (mean.loc["smollm2-135m"] > mean.loc["gemma-3-270m"]).all()
-
-
-def test_what_the_readme_says_of_streaming_is_what_was_published():
-    readme = " ".join(staged("README.md").split())
-    found = json.loads(staged("figures/cpu/chunked_offload/results.json"))["results"]
-    gain = found["speedup/batch_32"]
-    low, high = gain["ci"]
-    assert f"costs a sample {gain['value']:.1f} times less than a step of one [{low:.1f}, {high:.1f}]" in readme
-    assert f"has {found['parameters/phi-4']['value'] / 1e9:.2f}B parameters" in readme
-    apart = staged_table("figures/cpu/chunked_offload/learning.csv")
-    both = apart.pivot_table(index=["arm", "step"], columns="kind", values="loss")
-    assert ((both["streamed"] - both["resident"]).abs() / both["resident"]).max() < 1e-5
-
-
-def test_what_the_readme_says_of_prediction_is_what_was_published():
-    readme = " ".join(staged("README.md").split())
-    hybrid = json.loads(staged("figures/cpu/predict_phase/results.json"))["results"]["equal_loss_speed/hybrid"]
-    low, high = hybrid["ci"]
-    assert f"the hybrid runs at {hybrid['value']:.2f} [{low:.2f}, {high:.2f}] times the baseline's speed" in readme
-    arms = staged_table("figures/cpu/predict_phase/judgements.csv").set_index("arm")
-    assert f"Muon, runs at {arms.loc['muon', 'speed at equal loss']}," in readme
-    said = arms["may be said"]
-    assert not said.str.contains("faster").any(), "three seeds are too few, as the README says"
-    longer = staged_table("figures/cpu-24gb/predict_phase/judgements.csv").set_index("arm")
-    speeds = longer["speed at equal loss"]
-    assert f"Muon is {speeds['muon']} times as fast, with jumps {speeds['muon-block-trend']}, jumps alone" in readme
-    assert f"jumps alone {speeds['block-trend']}." in readme
-    faster = longer["may be said"].str.contains("faster")
-    assert set(faster[faster].index) == {"muon", "muon-block-trend"}
-    assert not longer["may be said"].str.contains("due to prediction").any()
-    tuned = protocol.judge(staged_table("figures/cpu-24gb/predict_phase/finetune_runs.csv"))
-    repeated = next(own for own in tuned if own.arm == "last-update")
-    assert f"repeating the last update runs at {repeated.reach}." in readme
-    own = json.loads(staged("figures/cpu-24gb/predict_phase/results.json"))["results"]
-    ratio, equal = (own[key]["value"] for key in ("time_ratio/original", "equal_loss_speed/original"))
-    assert f"takes {ratio:.2f} times less time for as many steps and runs at {equal:.2f} times the speed" in readme
-    runs = staged_table("figures/cpu/predict_phase/runs.csv")
-    assert runs["seed"].nunique() == 3
-    assert runs.loc[runs["arm"] == "block-trend", "jumps"].sum() == 0, "the gate believes no jump, as the README says"
-
-
 def test_what_the_readme_says_of_disk_offload_is_in_the_committed_table():
-    readme = " ".join(staged("README.md").split())
-    text = staged("benchmarks/results/offload_throughput.md")
-    table = text.partition("## steps")[2].partition("## equal-memory")[0].splitlines()
+    said = " ".join(staged("README.md").split())
+    results = staged("benchmarks/results/offload_throughput.md")
+    table = results.partition("## steps")[2].partition("## equal-memory")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith(("| 1 x", "| 32 x"))]
     found = {(row[0], row[1]): row for row in rows}
     ratios = [found[f"{n} x 16", "accelerate"][8].split()[0] for n in (1, 32)]
-    assert f"takes accelerate's disk_offload {float(ratios[0]):.1f} times as long" in readme
-    assert f"a step of 32 samples {float(ratios[1]):.1f} times" in readme
+    assert f"takes accelerate's disk_offload {float(ratios[0]):.1f} times as long" in said
+    assert f"a step of 32 samples {float(ratios[1]):.1f} times" in said
     memory = [float(found[f"{n} x 16", arm][2].replace(",", "")) for n in (1, 32) for arm in ("accelerate", "labkit")]
     assert [round(memory[0] / memory[1]), round(memory[2] / memory[3])] == [2, 4]
-    assert "with two and four times the memory" in readme
+    assert "with two and four times the memory" in said

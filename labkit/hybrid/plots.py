@@ -74,7 +74,7 @@ def ratio_axis(axes: Axes, values: pd.Series) -> None:
 
 
 def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
-    """Draw each arm's speed at an equal final loss with its interval; bounds as arrows."""
+    """Draw each arm's speed at an equal final loss with its interval, and the jumps it kept; bounds as arrows."""
     rows = pd.DataFrame(
         [
             {
@@ -83,6 +83,7 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
                 "low": own.reach.interval.low if own.reach.interval else np.nan,
                 "high": own.reach.interval.high if own.reach.interval else np.nan,
                 "bound": own.reach.bound,
+                "jumps": own.acted,
             }
             for own in judgements
         ]
@@ -94,11 +95,15 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
         axes.plot([row.speed], [place], marker=marks[row.bound], linestyle="none", color="#0173b2")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="times the speed of tuned AdamW at an equal final loss (< at most, > at least)")
-    axes.set_yticks(range(len(rows)), rows["arm"])
+    axes.set_yticks(range(len(rows)), [_with_jumps(row.arm, row.jumps) for row in rows.itertuples()])
     axes.set_xticks(ticks := _ticks(rows), [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.invert_yaxis()
     return fig, rows
+
+
+def _with_jumps(arm: str, jumps: float | None) -> str:
+    return arm if jumps is None or np.isnan(jumps) else f"{arm}, {jumps:.0f} jumps"
 
 
 def _ticks(rows: pd.DataFrame) -> list[float]:

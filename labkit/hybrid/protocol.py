@@ -1,8 +1,8 @@
 """What may be said about an arm: time to an equal final loss, and which claims the intervals allow.
 
 Every run completes its own schedule, so a loss is compared with a loss at the end of a schedule and never with a point
-on the way (notes on report 003, section 3). Seeds are paired: all arms of a seed start alike. Intervals resample seeds,
-all budgets of a seed together.
+on the way (notes on report 003, section 3). Seeds are paired: all arms of a seed start alike. A speed is the geometric
+mean of those of the single seeds, its interval Student's of their logarithms: a bootstrap of so few covers too little.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from labkit.hybrid.arms import ARMS
-from labkit.stats import Interval, bootstrap_ci
+from labkit.hybrid.config import LEADS
+from labkit.stats import Interval, ratio_ci
 from labkit.units import settled
+from labkit.verdict import LEAST_ACTS
 
 BASELINE = "adamw"
 MARGIN = 0.003
@@ -40,7 +42,7 @@ class Reach:
     bound: str = ""
     """"at least" if the arm's shortest budget is already better, "at most" if the baseline's is, else empty."""
     interval: Interval | None = None
-    """95 % BCa interval over seeds; None for a bound or too few seeds."""
+    """95 % interval of Student's t over the seeds; None for a bound or too few seeds."""
 
     def __str__(self) -> str:
         if self.bound:
@@ -59,13 +61,18 @@ class Judgement:
     loss_change: float
     """Relative change of the loss against the baseline at the baseline's time; negative is better."""
     p_value: float
-    """One-sided paired t-test that the arm is better at equal time, Holm-corrected over the arms."""
+    """One-sided paired t-test that the arm is better at equal time, Holm-corrected over the arms that differ; nan for
+    one whose losses are another's."""
     beats_truncated: bool
     """Whether it is better than the baseline with a schedule as long as the arm's own time allows."""
     equivalent: bool
     """Whether both one-sided tests put the difference within MARGIN."""
     n_seeds: int
     """Paired seeds."""
+    acted: int | None
+    """Predicted jumps that were kept, over all of its runs; None for an arm that makes none."""
+    same_as: str
+    """Arm that ended at the same losses to the last bit: the two differ in nothing but time; empty if none did."""
     claims: tuple[str, ...]
     """What may be said, derived from the rest."""
 
@@ -123,26 +130,20 @@ def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, places[..., None], axis=-1)[..., 0]
 
 
-def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95, n_resamples: int = 2000) -> Reach:
+def reach(runs: pd.DataFrame, arm: str, *, level: float = 0.95) -> Reach:
     """Return how much sooner an arm than the baseline reaches the lowest loss that both reach; nan without a pair."""
     own = paired(runs, arm)
     if arm not in set(own["arm"]):
         return Reach(ratio=math.nan)
     ratio, bound = speed(frontier(own, arm), frontier(own, BASELINE))
-    n_seeds = own["seed"].nunique()
-    if bound or arm == BASELINE or n_seeds < LEAST_SEEDS:
+    if bound or arm == BASELINE or own["seed"].nunique() < LEAST_SEEDS:
         return Reach(ratio=settled(ratio), bound=bound)
-    both = [_by_seed(own, name) for name in (arm, BASELINE)]
-
-    def of_drawn(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        # In order, so that the same seeds drawn in another order are the same to the last bit.
-        seeds = np.sort(np.moveaxis(drawn, axis, -1).astype(int), axis=-1)
-        lines, base = (_frontiers(values[seeds]) for values in both)
-        loss = np.maximum(lines[..., -1, 1], base[..., -1, 1])
-        return _seconds_to(base, loss) / _seconds_to(lines, loss)
-
-    interval = bootstrap_ci(np.arange(n_seeds), of_drawn, level=level, n_resamples=n_resamples)
-    return Reach(ratio=settled(ratio), interval=interval)
+    lines, base = (_frontiers(_by_seed(own, name)) for name in (arm, BASELINE))
+    loss = np.maximum(lines[:, -1, 1], base[:, -1, 1])
+    if ((loss > lines[:, 0, 1]) | (loss > base[:, 0, 1])).any():
+        return Reach(ratio=settled(ratio))
+    interval = ratio_ci(_seconds_to(base, loss), _seconds_to(lines, loss), level=level)
+    return Reach(ratio=interval.estimate, interval=interval)
 
 
 def paired(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -162,11 +163,10 @@ def _by_seed(runs: pd.DataFrame, arm: str) -> np.ndarray:
     return own[["seconds", "loss"]].to_numpy().reshape(own["seed"].nunique(), -1, 2)
 
 
-def _frontiers(values: np.ndarray) -> np.ndarray:
-    """Return the frontiers of drawn seeds, [..., seeds, budgets, 2] -> [..., budgets, 2]."""
-    mean = values.mean(-3)
-    mean = np.take_along_axis(mean, np.argsort(mean[..., 0], axis=-1)[..., None], axis=-2)
-    return np.stack([mean[..., 0], np.minimum.accumulate(mean[..., 1], axis=-1)], axis=-1)
+def _frontiers(runs: np.ndarray) -> np.ndarray:
+    """Return the frontier of each seed, sorted by seconds and the loss made monotone, [seeds, budgets, 2] as given."""
+    runs = np.take_along_axis(runs, np.argsort(runs[..., 0], axis=-1)[..., None], axis=-2)
+    return np.stack([runs[..., 0], np.minimum.accumulate(runs[..., 1], axis=-1)], axis=-1)
 
 
 def speed(own: pd.DataFrame, base: pd.DataFrame) -> tuple[float, str]:
@@ -177,13 +177,12 @@ def speed(own: pd.DataFrame, base: pd.DataFrame) -> tuple[float, str]:
     return base_seconds / own_seconds, bound
 
 
-def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
+def judge(runs: pd.DataFrame) -> list[Judgement]:
     """Judge every arm but the baseline.
 
     Args:
-        runs: one row a run, with arm, steps, seed, seconds and loss; a run that diverged has its initial loss. An arm
-            without a paired seed is not judged.
-        n_resamples: of the bootstrap over seeds.
+        runs: one row a run, with arm, steps, seed, seconds, loss and jumps; a run that diverged has its initial loss.
+            An arm without a paired seed is not judged.
 
     Raises:
         ValueError: no run of the baseline.
@@ -192,10 +191,29 @@ def judge(runs: pd.DataFrame, *, n_resamples: int = 2000) -> list[Judgement]:
         raise ValueError(f"the comparison has no run of {BASELINE}")
     arms = [arm for arm in ARMS if arm != BASELINE and arm in set(paired(runs, arm)["arm"])]
     changes = {arm: equal_time_changes(runs, arm) for arm in arms}
-    corrected = holm({arm: _p_better(values) for arm, values in changes.items()})
-    found = [_judge(runs, arm, changes[arm], corrected[arm], n_resamples) for arm in arms]
+    same = {arm: same_losses(runs, arm, [BASELINE, *arms[: arms.index(arm)]]) for arm in arms}
+    corrected = holm({arm: _p_better(changes[arm]) for arm in arms if not same[arm]})
+    found = [_judge(runs, arm, changes[arm], corrected.get(arm, math.nan), same[arm]) for arm in arms]
     inner = {own.arm: own for own in found}
     return [_with_claims(own, inner) for own in found]
+
+
+def same_losses(runs: pd.DataFrame, arm: str, others: Sequence[str]) -> str:
+    """Return the first of some arms whose runs ended at the same losses as an arm's, to the last bit; empty if none."""
+
+    def losses(name: str) -> pd.Series:
+        return runs[runs["arm"] == name].set_index(["seed", "steps"])["loss"].sort_index()
+
+    own = losses(arm)
+    return next((other for other in others if own.equals(losses(other))), "")
+
+
+def n_jumps(runs: pd.DataFrame, arm: str) -> int | None:
+    """Count the predicted jumps that an arm kept over all of its runs; None for an arm that makes none."""
+    hybrid = ARMS[arm].hybrid
+    if hybrid is None or hybrid["predictor"] in LEADS:
+        return None
+    return int(runs.loc[runs["arm"] == arm, "jumps"].sum())
 
 
 def equal_time_changes(runs: pd.DataFrame, arm: str) -> np.ndarray:
@@ -233,18 +251,20 @@ def is_equivalent(changes: np.ndarray, margin: float = MARGIN, alpha: float = 0.
     return bool(max(low, high) < alpha)
 
 
-def _judge(runs: pd.DataFrame, arm: str, changes: np.ndarray, p_value: float, n_resamples: int) -> Judgement:
+def _judge(runs: pd.DataFrame, arm: str, changes: np.ndarray, p_value: float, same_as: str) -> Judgement:
     both = paired(runs, arm)
     own, base = frontier(both, arm), frontier(both, BASELINE)
     truncated = loss_at(base, float(own["seconds"].iloc[-1]))
     return Judgement(
         arm=arm,
-        reach=reach(runs, arm, n_resamples=n_resamples),
+        reach=reach(runs, arm),
         loss_change=settled(changes.mean()) if len(changes) else math.nan,
-        p_value=settled(p_value),
+        p_value=settled(p_value) if math.isfinite(p_value) else math.nan,
         beats_truncated=bool(own["loss"].iloc[-1] < truncated),
         equivalent=is_equivalent(changes),
         n_seeds=len(changes),
+        acted=n_jumps(runs, arm),
+        same_as=same_as,
         claims=(),
     )
 
@@ -261,6 +281,8 @@ def claims(own: Judgement, found: Mapping[str, Judgement]) -> Sequence[str]:
         found: all arms, for the inner optimizer and the controls.
     """
     said = []
+    if own.acted is not None and own.acted < LEAST_ACTS:
+        return [f"not exercised: {own.acted} jumps were kept"]
     low = _low(own.reach) if own.n_seeds >= LEAST_SEEDS else 0.0
     faster = low > 1 and own.beats_truncated and own.p_value < ALPHA
     if faster:
@@ -299,11 +321,13 @@ def table(judgements: Sequence[Judgement]) -> pd.DataFrame:
         {
             "arm": own.arm,
             "what it is": ARMS[own.arm].words,
+            "jumps kept": "" if own.acted is None else own.acted,
             "speed at equal loss": str(own.reach),
             "loss at equal time, %": 100 * own.loss_change,
             "p (Holm)": own.p_value,
             "beats the truncated baseline": own.beats_truncated,
-            "may be said": "; ".join(own.claims) or "nothing",
+            "may be said": "; ".join([f"the losses are those of {own.same_as}"] * bool(own.same_as) + [*own.claims])
+            or "nothing",
         }
         for own in judgements
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from scipy import stats as scipy_stats
+
 from labkit.hybrid import original
 from labkit.hybrid.config import REPORT, HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
@@ -33,7 +35,7 @@ ORIGINAL = {
 
 def results(study: Study, judgements: Sequence[Judgement]) -> dict[str, Number]:
     """Return every number a run has for the ledger, by key."""
-    return property_results() | original_results(study) | comparison_results(judgements)
+    return property_results() | original_results(study) | growth_results(study) | comparison_results(judgements)
 
 
 def property_results() -> dict[str, Number]:
@@ -77,6 +79,23 @@ def original_results(study: Study) -> dict[str, Number]:
     return {key: number(found[key], unit) for key, unit in ORIGINAL.items()}
 
 
+def growth_results(study: Study) -> dict[str, Number]:
+    """Return the memory that a predicted step adds over that of a forward pass whose graph is kept, by their slopes.
+
+    Student's interval, from how far the readings of our trainer lie off a line.
+    """
+    if study.growth is None:
+        return {}
+    ours, leak = (
+        scipy_stats.linregress(one["steps"], one["bytes"]) for one in (study.growth[n] for n in ("ours", "leak"))
+    )
+    n_readings = len(study.growth["ours"]["steps"])
+    width = scipy_stats.t.ppf(0.975, n_readings - 2) * ours.stderr
+    ends = [(ours.slope + sign * width) / leak.slope for sign in (-1, 1)]
+    note = f"slopes of {n_readings} readings of a process's memory"
+    return {"memory_growth/prediction_over_graph": number(ours.slope / leak.slope, "", ends, note=note)}
+
+
 def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
     """Return the hybrid's speed at equal loss on real text; nothing where its budgets hold only a bound."""
     own = next((found for found in judgements if found.arm == HYBRID), None)
@@ -85,7 +104,8 @@ def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
     interval = own.reach.interval
     ends = None if interval is None else [interval.low, interval.high]
     note = f"{own.n_seeds} paired seeds"
-    return {"equal_loss_speed/hybrid": number(own.reach.ratio, "", ends, note=note, n_seeds=own.n_seeds)}
+    told = {"n_seeds": own.n_seeds, "acted": own.acted, "note": note}
+    return {"equal_loss_speed/hybrid": number(own.reach.ratio, "", ends, **told)}
 
 
 def out_of_reach(study: Study) -> dict[str, Any]:

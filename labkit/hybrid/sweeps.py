@@ -11,7 +11,7 @@ from labkit.hybrid.study import Study
 from labkit.units import MIB
 
 
-def settings_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
+def settings_table(study: Study) -> pd.DataFrame:
     """Return one row a setting, all of as many nominal steps and at the baseline's rate unless the rate is what varies.
 
     Means over seeds: steps predicted and kept, loss and time against the baseline with as many nominal steps, speed at
@@ -36,14 +36,14 @@ def settings_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
                 "predicted steps": part["predicted_steps"].mean(),
                 "loss, %": 100 * float((part["loss"] / beside["loss"] - 1).mean()),
                 "time": float((part["seconds"] / beside["seconds"]).mean()),
-                "speed at equal loss": str(protocol.reach(runs, arm, n_resamples=n_resamples)),
+                "speed at equal loss": str(protocol.reach(runs, arm)),
                 "memory added, MiB": part["added_bytes"].mean() / MIB,
             }
         )
     return pd.DataFrame(rows)
 
 
-def noise_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
+def noise_table(study: Study) -> pd.DataFrame:
     """Return one row a batch size and arm: the batch against the noise scale, and the speed at an equal final loss.
 
     The noise scale is the mean over the points of the schedule where the signal could be told from the noise.
@@ -53,7 +53,7 @@ def noise_table(study: Study, n_resamples: int = 2000) -> pd.DataFrame:
         scales = [p["scale"] for p in study.noises.get(size, {"points": []})["points"] if p["scale"] is not None]
         scale, runs = float(np.mean(scales)) if scales else np.nan, contest.comparison()
         for arm in contest.arms[1:]:
-            found = protocol.reach(runs, arm, n_resamples=n_resamples)
+            found = protocol.reach(runs, arm)
             rows.append(
                 {
                     "windows a step": size,

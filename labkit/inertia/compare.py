@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
-from labkit.stats import Interval
+from labkit.stats import Interval, ratio_ci
 
 Row = Mapping[str, Any]
 
@@ -24,7 +23,6 @@ FOLLOWS: dict[str, frozenset[str]] = {
     "weights": frozenset({"weight_bytes", "bytes_per_token"}),
 }
 """Conditions that follow from a factor, so that they differ with it and confound nothing."""
-_RESAMPLES = 2000
 
 
 class Confounded(ValueError):
@@ -36,9 +34,9 @@ class Ratio:
     """One measurement over another under the same conditions but one."""
 
     value: float
-    """Median of the first row's samples over median of the second's."""
+    """Geometric mean of the first row's samples over that of the second's."""
     interval: Interval | None
-    """Bootstrap interval over the samples of both rows; None where a row has a single number."""
+    """Student's interval of its logarithm, both rows on their own (Welch); None where a row has a single number."""
     quantity: str
     """What was measured."""
     factor: str
@@ -69,7 +67,7 @@ def confounders(a: Row, b: Row, factor: str) -> tuple[str, ...]:
     )
 
 
-def ratio(a: Row, b: Row, quantity: str, factor: str, *, level: float = 0.95, seed: int = 0) -> Ratio:
+def ratio(a: Row, b: Row, quantity: str, factor: str, *, level: float = 0.95) -> Ratio:
     """Return a's quantity over b's, as the effect of one condition.
 
     Args:
@@ -78,7 +76,6 @@ def ratio(a: Row, b: Row, quantity: str, factor: str, *, level: float = 0.95, se
         quantity: key of the samples in both rows, such as `seconds_per_token`.
         factor: the one condition that may differ, such as `model`, `dtype` or `device`.
         level: nominal coverage of the interval.
-        seed: the same seed gives the same interval.
 
     Raises:
         Confounded: another condition differs; the message lists every one of them with both values.
@@ -94,8 +91,9 @@ def ratio(a: Row, b: Row, quantity: str, factor: str, *, level: float = 0.95, se
     if levels[0] == levels[1]:
         raise ValueError(f"{factor} is {levels[0]} in both rows; the ratio would show the effect of nothing")
     above, below = _samples(a, quantity), _samples(b, quantity)
-    value = float(np.median(above) / np.median(below))
-    interval = _interval(above, below, value, level, seed)
+    value = float(np.exp(np.log(above).mean() - np.log(below).mean()))
+    several = min(len(above), len(below)) > 1
+    interval = ratio_ci(above, below, paired=False, level=level) if several else None
     return Ratio(value=value, interval=interval, quantity=quantity, factor=factor, levels=levels)
 
 
@@ -117,18 +115,3 @@ def _samples(row: Row, quantity: str) -> np.ndarray:
     if not len(samples) or not (np.isfinite(samples) & (samples > 0)).all():
         raise ValueError(f"{quantity} must hold positive finite numbers; got {row[quantity]!r}")
     return samples
-
-
-def _interval(above: np.ndarray, below: np.ndarray, value: float, level: float, seed: int) -> Interval | None:
-    """Percentile interval of the ratio of medians over independent resamples of both rows."""
-    if min(len(above), len(below)) < 2:
-        return None
-    found = scipy_stats.bootstrap(
-        (above, below),
-        lambda x, y, axis=-1: np.median(x, axis=axis) / np.median(y, axis=axis),
-        n_resamples=_RESAMPLES,
-        confidence_level=level,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate=value, low=float(found.low), high=float(found.high), level=level)

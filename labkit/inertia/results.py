@@ -11,24 +11,25 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from labkit import models
-from labkit.inertia import arms, compare, cost, ladder
+from labkit.inertia import arms, compare, cost, deciding, ladder, matrix, policies, routing
 from labkit.inertia.cost import REPORTED
 from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import optimizer_steps
 from labkit.inertia.study import Study
 from labkit.params import scale
 from labkit.schema import Scale
+from labkit.stats import mean_ci
 from labkit.units import settled
+from labkit.workflow.measured import Number, number
 
 LOSS_STEPS = (5, 30, 50, 75)
 """Steps at which the report prints a loss, each the mean of the last five."""
 
-Number = dict[str, Any]
-
 
 def results(study: Study) -> dict[str, Number]:
     """Collect every number the ledger may ask for, with unit, interval and number of seeds."""
-    return property_results(study.coverage) | timing_results(study) | training_results(study)
+    found = property_results(study.coverage) | timing_results(study) | training_results(study)
+    return found | convergence_results(study) | routing_results(study)
 
 
 def property_results(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> dict[str, Number]:
@@ -38,17 +39,17 @@ def property_results(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> dict
         coverage: what `coverage.measure_coverage` returned.
     """
     found = {spec.model: done for spec, done in coverage.items() if "dense" not in spec.targets}
-    out = {f"parameters/{name}": _number(found[name]["total"], "parameters") for name in REPORTED}
+    out = {f"parameters/{name}": number(found[name]["total"], "parameters") for name in REPORTED}
     for name in REPORTED[1:]:
         ratio = found[name]["total"] / found["qwen2.5-0.5b"]["total"]
-        out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = _number(ratio, "")
+        out[f"parameter_ratio/{name}_over_qwen2.5-0.5b"] = number(ratio, "")
     for name in REPORTED[:2]:
-        out[f"lora_trainable/{name}"] = _number(found[name]["trainable"], "parameters")
-        out[f"lora_percent/{name}"] = _number(found[name]["percent"], "percent")
+        out[f"lora_trainable/{name}"] = number(found[name]["trainable"], "parameters")
+        out[f"lora_percent/{name}"] = number(found[name]["percent"], "percent")
     ratio = found["phi-2"]["percent"] / found["qwen2.5-0.5b"]["percent"]
-    out["lora_percent_ratio/phi-2_over_qwen2.5-0.5b"] = _number(ratio, "")
+    out["lora_percent_ratio/phi-2_over_qwen2.5-0.5b"] = number(ratio, "")
     steps = optimizer_steps(arms.N_PAIRS, micro_batch=2, accumulation=4, epochs=5)
-    return out | {"dpo/optimizer_steps": _number(steps, "steps")}
+    return out | {"dpo/optimizer_steps": number(steps, "steps")}
 
 
 def coverage_table(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def timing_results(study: Study) -> dict[str, Number]:
         if name in rungs and "qwen2.5-0.5b" in rungs:
             found = compare.ratio(rungs[name], rungs["qwen2.5-0.5b"], "seconds_per_token", "model")
             ends = [found.interval.low, found.interval.high] if found.interval else None
-            out[f"generation_ratio/{where}/{name}_over_qwen2.5-0.5b"] = _number(found.value, "", ends)
+            out[f"generation_ratio/{where}/{name}_over_qwen2.5-0.5b"] = number(found.value, "", ends)
     for key, quantity in (("decode", "seconds_per_token"), ("train", "train_seconds")):
         points = ladder.points(rungs.values(), quantity)
         if points["name"].nunique() >= 3:
@@ -92,7 +93,7 @@ def size_exponent(points: pd.DataFrame) -> Number:
     fit = scipy_stats.linregress(np.log(medians["bytes"].to_numpy(float)), np.log(medians["seconds"].to_numpy(float)))
     width = scipy_stats.t.ppf(0.975, len(medians) - 2) * fit.stderr
     slope, low, high = map(settled, (fit.slope, fit.slope - width, fit.slope + width))
-    return _number(slope, "", [low, high], note=f"{len(medians)} sizes")
+    return number(slope, "", [low, high], note=f"{len(medians)} sizes")
 
 
 def training_results(study: Study) -> dict[str, Number]:
@@ -110,8 +111,36 @@ def training_results(study: Study) -> dict[str, Number]:
         out[f"train_seconds/{model}"] = _over_seeds([arms.REPORT_STEPS * s for s in seconds], "seconds")
     if {"phi-2", "qwen2.5-0.5b"} <= {arm.model for arm in full}:
         large, small = (out[f"train_seconds/{name}"]["value"] for name in ("phi-2", "qwen2.5-0.5b"))
-        out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = _number(large / small, "")
+        out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = number(large / small, "")
     return out
+
+
+def convergence_results(study: Study) -> dict[str, Number]:
+    """Return the last loss of the larger of the trained models less that of the smaller, at the report's schedule."""
+    ends: dict[str, dict[int, float]] = {}
+    for arm, done in study.arms.items():
+        if arm.schedule_steps == arm.steps == arms.REPORT_STEPS:
+            ends.setdefault(arm.model, {})[arm.seed] = float(loss_of(done)[-5:].mean())
+    if len(ends) != 2:
+        return {}
+    small, large = sorted(ends, key=lambda name: models.SHAPES[name].parameters)
+    shared = sorted(set(ends[small]) & set(ends[large]))
+    return {
+        f"loss_difference/step_{arms.REPORT_STEPS}": _over_seeds(
+            [ends[large][n] - ends[small][n] for n in shared], "nats"
+        )
+    }
+
+
+def routing_results(study: Study) -> dict[str, Number]:
+    """Return the share of right answers that the report's rule gains over the best single model, by the questions."""
+    rows = [row for answered in study.answers.values() for row in answered["rows"]]
+    if len(study.answers) < 2:
+        return {}
+    policy = deciding.with_decisions(policies.KeywordRule(), study.decided)
+    gain, sent_away = routing.gain_over_best(matrix.frame(rows), policy, bootstrap=study.params.bootstrap)
+    told = {"n_seeds": len(rows) // len(study.answers), "acted": sent_away}
+    return {"routing_gain/keyword_rule": number(gain.estimate, "", [gain.low, gain.high], **told)}
 
 
 def loss_of(done: Mapping[str, Any]) -> np.ndarray:
@@ -179,13 +208,7 @@ def _bitnet_needs() -> Number:
 
 def _over_seeds(values: list[float], unit: str) -> Number:
     """Return the mean over seeds, with Student's interval where there are at least two."""
-    mean = float(np.mean(values))
     if len(values) < 2:
-        return _number(mean, unit)
-    width = scipy_stats.t.ppf(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return _number(mean, unit, [mean - width, mean + width], n_seeds=len(values))
-
-
-def _number(value: float, unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = "") -> Number:
-    ends = None if ci is None else [float(end) for end in ci]
-    return {"value": float(value), "ci": ends, "unit": unit, "n_seeds": n_seeds, "note": note}
+        return number(values[0], unit)
+    found = mean_ci(values)
+    return number(found.estimate, unit, [found.low, found.high], n_seeds=len(values))

@@ -156,6 +156,33 @@ def replay(
     )
 
 
+def gain_over_best(
+    matrix: pd.DataFrame | AnswerTable, policy: Policy, *, cost: str = "seconds", bootstrap: int = 2000, seed: int = 0
+) -> tuple[Interval, int]:
+    """Return what a policy gains over always asking the best single model, and how often it asked another one.
+
+    Args:
+        matrix: rows as in `answer_table`.
+        policy: what to replay, at its operating point.
+        cost: column of the measured cost, by which models are ordered.
+        bootstrap: resamples of the queries behind the interval, at least 100.
+        seed: of the resamples.
+
+    Returns:
+        share of right answers less that of the model that is best in the same resample, with its 95 % percentile
+        interval; queries whose answer came from another model than the one that is best over all.
+    """
+    answers = matrix if isinstance(matrix, AnswerTable) else answer_table(matrix, cost=cost)
+    routes = policy.route(answers)
+    answered = routes.answered[routes.operating]
+    weights = _resamples(len(answers.queries), bootstrap, seed)
+    singles = weights @ answers.quality
+    ours = weights @ (answered * answers.quality).sum(1)
+    elsewhere = 1 - answered[:, int(singles[0].argmax())]
+    gains = ours - singles.max(1)
+    return _interval(np.where(np.abs(gains) < _ROUNDING, 0.0, gains)), round(float(elsewhere.sum()))
+
+
 def table(
     matrix: pd.DataFrame,
     policies: Sequence[Policy] = ALL,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from labkit import models
 from labkit.affine import AffineFit, fit_affine
@@ -16,6 +14,7 @@ from labkit.offload.study import FULL_BATCH, FULL_BUDGET, Study
 from labkit.params import scale
 from labkit.schema import Scale
 from labkit.schema_chunked_offload import ChunkedOffload
+from labkit.stats import mean_ci, ratio_ci
 from labkit.units import GIB, MIB
 from labkit.workflow.measured import Number, number
 
@@ -27,7 +26,7 @@ RANGE = (32, 128)
 
 def results(study: Study) -> dict[str, Number]:
     """Return every number a run has for the ledger, by key."""
-    return property_results(study.params) | speed_results(study) | full_results(study)
+    return property_results(study.params) | speed_results(study) | learning_results(study) | full_results(study)
 
 
 def property_results(params: ChunkedOffload) -> dict[str, Number]:
@@ -67,14 +66,12 @@ def speed_results(study: Study) -> dict[str, Number]:
 
 def speedup(timed: Mapping[str, Any], n: int) -> Number:
     """Return seconds per sample of batch 1 over those of batch n, by rounds; Student's interval of the logarithms."""
-    alone, many = (seconds_of(timed, size) for size in (1, n))
-    logs = np.log(alone) - np.log(many / n)
-    middle = float(logs.mean())
-    if len(logs) < 2:
-        return number(math.exp(middle), "")
-    width = scipy_stats.t.ppf(0.975, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    ends = [math.exp(middle - width), math.exp(middle + width)]
-    return number(math.exp(middle), "", ends, note=f"{len(logs)} interleaved rounds")
+    alone, many = seconds_of(timed, 1), seconds_of(timed, n) / n
+    if len(alone) < 2:
+        return number(float(alone[0] / many[0]), "")
+    found = ratio_ci(alone, many)
+    note = f"{len(alone)} interleaved rounds"
+    return number(found.estimate, "", [found.low, found.high], n_seeds=len(alone), note=note)
 
 
 def seconds_of(timed: Mapping[str, Any], n: int) -> np.ndarray:
@@ -97,13 +94,28 @@ def _seconds(timed: Mapping[str, Any]) -> dict[str, Number]:
     return out
 
 
+def learning_results(study: Study) -> dict[str, Number]:
+    """Return what streaming changes of the loss on held-out text after training, over the windows of all arms."""
+    if not study.learning:
+        return {}
+    streamed, resident = (
+        np.concatenate([done[arm]["held_out_after"] for done in study.learning.values()])
+        for arm in ("streamed", "resident")
+    )
+    found = mean_ci(100 * (streamed - resident) / resident.mean())
+    key = "held_out_percent/streamed_over_resident"
+    note = f"{len(streamed)} windows"
+    return {key: number(found.estimate, "percent", [found.low, found.high], n_seeds=len(study.learning), note=note)}
+
+
 def full_results(study: Study) -> dict[str, Number]:
     """Return the memory that a real optimizer step of the whole phi-4 shape took."""
     timed = study.full or (study.speed if study.params.streamed_shape == "phi-4" else None)
     if timed is None:
         return {}
     peak = max(row["peak_bytes"] for row in timed["rows"])
-    return {"peak_memory/phi-4": number(peak / GIB, "GiB", note="anonymous memory of the whole process")}
+    note = "anonymous memory of the whole process, which the kernel would have ended at the limit"
+    return {"peak_memory/phi-4": number(peak / GIB, "GiB", exact=True, note=note)}
 
 
 def amortisation(timed: Mapping[str, Any]) -> AffineFit:

@@ -30,6 +30,7 @@ from labkit.scaling.train import Cell
 from labkit.schema import Scale
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow.cells import Cells
+from labkit.workflow.measured import number
 
 PUBLISHED_VOCABULARY = 30_000
 """Vocabulary of the report's code at revision 600c44a."""
@@ -257,15 +258,16 @@ def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[
         fits: of `fit_all`.
         seconds: wall time of the grid's cells, all workers together divided by their number.
     """
-    out = {f"parameters/{row.cell}": _value(row.counted, "parameters") for row in published_parameters().itertuples()}
+    out = {f"parameters/{row.cell}": number(row.counted, "parameters") for row in published_parameters().itertuples()}
     runs = grid_runs(grid.runs())
-    out["n_configurations"] = _value(len(runs.groupby(["d_model", "n_layers"])), "")
-    out["hours/grid"] = _value(seconds / 3600, "hours")
+    out["n_configurations"] = number(len(runs.groupby(["d_model", "n_layers"])), "", exact=True)
+    out["later_token_reach/published"] = number(_later_token_reach(grid.params), "")
+    out["hours/grid"] = number(seconds / 3600, "hours")
     for (mixer, d, layers), part in runs[runs["admitted"]].groupby(["mixer", "d_model", "n_layers"]):
         ppl = part["word_perplexity"]
-        out[f"word_perplexity/{mixer}/d{d}_l{layers}"] = _value(ppl.mean(), "perplexity", n_seeds=len(part))
+        out[f"word_perplexity/{mixer}/d{d}_l{layers}"] = number(ppl.mean(), "perplexity", n_seeds=len(part))
         if mixer == "resnet-bk":
-            out[f"peak_gib/d{d}_l{layers}"] = _value(part["peak_gib"].max(), "GiB", n_seeds=len(part))
+            out[f"peak_gib/d{d}_l{layers}"] = number(part["peak_gib"].max(), "GiB", n_seeds=len(part))
     for mixer, fit in fits.items():
         out |= _fit_results(mixer, fit, len(grid.params.seeds))
     if len(fits) == 2:
@@ -273,14 +275,20 @@ def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[
     return out
 
 
+def _later_token_reach(params: ScalingGrid) -> float:
+    """Return the largest change of a logit in the published mixer when only later tokens are replaced."""
+    moved = leak_table(params, n_positions=params.context)
+    return float(moved.loc[moved["mixer"] == "published", "change"].max())
+
+
 def _fit_results(mixer: str, fit: Fit, n_seeds: int) -> dict[str, dict[str, Any]]:
     power, (low, high) = fit.power, fit.power.b_ci
     return {
-        f"exponent/{mixer}": _value(power.b, "", [low, high], n_seeds),
-        f"coefficient/{mixer}": _value(power.a, "perplexity", n_seeds=n_seeds),
-        f"r2/{mixer}": _value(power.r2, "", n_seeds=n_seeds),
-        f"ppl_ratio_10x/{mixer}": _value(10**-power.b, "", [10**-high, 10**-low], n_seeds),
-        f"ppl_ratio_100x/{mixer}": _value(100**-power.b, "", [100**-high, 100**-low], n_seeds),
+        f"exponent/{mixer}": number(power.b, "", [low, high], n_seeds=n_seeds),
+        f"coefficient/{mixer}": number(power.a, "perplexity", n_seeds=n_seeds),
+        f"r2/{mixer}": number(power.r2, "", n_seeds=n_seeds),
+        f"ppl_ratio_10x/{mixer}": number(10**-power.b, "", [10**-high, 10**-low], n_seeds=n_seeds),
+        f"ppl_ratio_100x/{mixer}": number(100**-power.b, "", [100**-high, 100**-low], n_seeds=n_seeds),
     }
 
 
@@ -289,11 +297,7 @@ def _difference(fits: dict[str, Fit], n_seeds: int) -> dict[str, Any]:
     bk, tf = fits["resnet-bk"].power, fits["transformer"].power
     low = bk.b - tf.b - np.hypot(bk.b - bk.b_ci[0], tf.b_ci[1] - tf.b)
     high = bk.b - tf.b + np.hypot(bk.b_ci[1] - bk.b, tf.b - tf.b_ci[0])
-    return _value(bk.b - tf.b, "", [float(low), float(high)], n_seeds)
-
-
-def _value(value: float, unit: str, ci: list[float] | None = None, n_seeds: int = 1, note: str = "") -> dict[str, Any]:
-    return {"value": float(value), "ci": ci, "unit": unit, "n_seeds": n_seeds, "note": note}
+    return number(bk.b - tf.b, "", [float(low), float(high)], n_seeds=n_seeds)
 
 
 def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

@@ -55,9 +55,10 @@ def why_stale(evidence: Mapping[str, Any], made_with: Mapping[str, Any], resolve
         resolved: the present ones.
     """
     declared = reach.declared()
-    reasons = _changed("parameter", made_with, resolved.model_dump())
+    # A parameter that is no longer asked for decides nothing; what it decided has a version.
+    reasons = _changed("parameter", made_with, resolved.model_dump(), only="new")
     versions = {name: one["version"] for name, one in evidence["functions"].items()}
-    reasons += _changed("version of", versions, {name: one.version for name, one in declared.items()}, only_old=True)
+    reasons += _changed("version of", versions, {name: one.version for name, one in declared.items()}, only="old")
     reasons += _changed("data", evidence["data"], {label: _revision(label) for label in evidence["data"]})
     return reasons + _changed("package", evidence["packages"], environment.packages(evidence["packages"]))
 
@@ -69,8 +70,9 @@ def _revision(label: str) -> str:
         return f"not to be told ({error})"
 
 
-def _changed(what: str, old: Mapping[str, Any], new: Mapping[str, Any], *, only_old: bool = False) -> list[str]:
-    names = old if only_old else {**old, **new}
+def _changed(what: str, old: Mapping[str, Any], new: Mapping[str, Any], *, only: str = "") -> list[str]:
+    """Name what differs; `only` keeps to the names of one side."""
+    names = {"": {**old, **new}, "old": old, "new": new}[only]
     pairs = {name: (old.get(name), new.get(name)) for name in names}
     return [f"{what} {name}: {_short(a)} -> {_short(b)}" for name, (a, b) in pairs.items() if a != b]
 

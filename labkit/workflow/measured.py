@@ -11,17 +11,28 @@ Number = dict[str, Any]
 
 
 def number(
-    value: float | Sequence[float], unit: str, ci: Sequence[float] | None = None, *, n_seeds: int = 1, note: str = ""
+    value: float | Sequence[float],
+    unit: str,
+    ci: Sequence[float] | None = None,
+    *,
+    n_seeds: int = 1,
+    exact: bool = False,
+    acted: int | None = None,
+    note: str = "",
 ) -> Number:
     """Return a number with its unit; digits that depend on the processor are left out (`labkit.units.settled`).
 
     Args:
         value: the number, or both ends of a range.
         unit: as the ledger spells it; empty for a ratio.
-        ci: both ends of its confidence interval.
-        n_seeds: seeds behind it.
+        ci: both ends of its 95 % confidence interval.
+        n_seeds: independent repetitions behind it.
+        exact: whether no repetition could change it; see `labkit.verdict.Result`.
+        acted: how often the mechanism that it is about acted, where that can be counted.
         note: what a reader should know beside it.
     """
     plain = [settled(end) for end in value] if isinstance(value, Sequence) else settled(value)
     ends = None if ci is None else [settled(end) for end in ci]
-    return {"value": plain, "ci": ends, "unit": unit, "n_seeds": n_seeds, "note": note}
+    told = {"exact": exact} if exact else {}
+    told |= {} if acted is None else {"acted": acted}
+    return {"value": plain, "ci": ends, "unit": unit, "n_seeds": n_seeds, "note": note, **told}
