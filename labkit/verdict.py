@@ -220,12 +220,12 @@ def _compare(claim: Claim, evidence: Evidence, result: Result) -> Judgement:
         kind, why = Verdict.NOT_EXERCISED, f"it acted {result.acted} times, and says something from {LEAST_ACTS} on"
     elif result.ci is None and not (result.exact or evidence.check.grade == "property"):
         why = f"{measured} has no interval, so that nothing tells how far another run would lie from it"
+    elif not measured.meets(reported):
+        kind, why = Verdict.CONTRADICTED, f"{measured} lies outside {reported}"
     elif evidence.unresolved:
         why = f"{' and '.join(evidence.unresolved)} cannot be told from 0, so that any difference would do"
     elif measured.inside(reported):
         kind, why = Verdict.REPRODUCED, f"{measured} lies inside {reported}"
-    elif not measured.meets(reported):
-        kind, why = Verdict.CONTRADICTED, f"{measured} lies outside {reported}"
     else:
         why = f"{measured} reaches into {reported} and beyond: {_too_wide(result, reported)}"
     return Judgement(kind, evidence.grade, f"{why}; repetitions: {result.n_seeds}")

@@ -183,6 +183,7 @@ def test_an_ordering_needs_an_interval_and_what_it_compares_told_from_zero(tmp_p
     assert verdict(both | {"x": away}) == "contradicted"
     assert verdict(both | {"x": value(0.0)}) == "undecided"
     assert verdict(blurred | {"x": around}) == "undecided"
+    assert verdict(blurred | {"x": away}) == "contradicted", "a difference is told, whatever each of the two is"
     assert verdict({"x": around, "b1": both["b1"]}) == "undecided"
 
 

@@ -1,8 +1,9 @@
-"""Gates a model must pass before its loss may enter a fit.
+"""Gates a model must pass before its loss may enter a fit: whether the measurement is valid, not how good it is.
 
 Each gate is cheap, knows nothing of the architecture and catches a failure that has happened: a head or vocabulary slip
 (initial loss), targets that do not belong to their inputs (overfit), a mixer that reads ahead (causality), a mixer that
-mixes nothing (context use), a wrong count of parameters or FLOPs.
+mixes nothing (context use), a wrong count of parameters or FLOPs. Skill, such as a loss below that of a table of pairs,
+is told beside a run and refuses none: to fit only what came out well flattens or steepens every law.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Admission:
 
     gates: tuple[Gate, ...] = field(default_factory=tuple)
     """In the order they were tried."""
+    skill: tuple[Gate, ...] = ()
+    """What a run has learned, held against simple predictors; it refuses nothing."""
 
     @property
     def ok(self) -> bool:
@@ -56,6 +59,10 @@ class Admission:
     def why_not(self) -> str:
         """Name the failed gates with their figures; empty if none failed."""
         return "; ".join(f"{gate.name}: {gate.detail}" for gate in self.gates if not gate.passed)
+
+    def not_shown(self) -> str:
+        """Name what the run has not been shown to have learned; empty if all of it was."""
+        return "; ".join(f"not shown: {gate.name}" for gate in self.skill if not gate.passed)
 
 
 def admit(model: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> Admission:
@@ -125,7 +132,7 @@ def row_leakage(model: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> f
 def admit_run(
     result: Mapping[str, Any], floors: Mapping[str, np.ndarray], order_sha256: str, declared_tokens: int
 ) -> Admission:
-    """Check a trained cell: it beats the simple predictors, uses its context and saw the declared data.
+    """Check a trained cell: what it was trained on and whether its numbers are whole; and tell what it has learned.
 
     Args:
         result: what `train_cell` returned.
@@ -133,18 +140,24 @@ def admit_run(
         order_sha256: data order of the other cells with this seed.
         declared_tokens: tokens the parameters ask for.
     """
-    blocks = np.asarray(result["block_nats"])
-    gates = [_beats(name, floors[name], blocks) for name in ("unigram", "bigram")]
-    nats = result["position_nats"]
-    first, late = nats[0], float(np.mean(nats[len(nats) // 2 :]))
-    gates.append(Gate("loss falls along the context", late < first, f"{first:.3f} nats at position 0, {late:.3f} late"))
     gap = result["loss_nats"] - result["train_loss_nats"]
-    gates.append(Gate("gap recorded", math.isfinite(gap), f"validation minus training loss {gap:+.3f} nats"))
     counted, formula, seen = result["n_counted"], result["n_total"], result["tokens_seen"]
-    gates.append(Gate("parameters trained", counted == formula, f"{counted:,} counted, {formula:,} by formula"))
     same = result["order_sha256"] == order_sha256 and seen == declared_tokens
-    gates.append(Gate("data order", same, f"{seen:,} of {declared_tokens:,} tokens, order hash compared"))
-    return Admission(tuple(gates))
+    finite = bool(np.isfinite(result["block_nats"]).all() and np.isfinite(result["position_nats"]).all())
+    gates = (
+        Gate("losses finite", finite, "every block and every position of the validation text"),
+        Gate("gap recorded", math.isfinite(gap), f"validation minus training loss {gap:+.3f} nats"),
+        Gate("parameters trained", counted == formula, f"{counted:,} counted, {formula:,} by formula"),
+        Gate("data order", same, f"{seen:,} of {declared_tokens:,} tokens, order hash compared"),
+    )
+    return Admission(gates, _skill(result, floors))
+
+
+def _skill(result: Mapping[str, Any], floors: Mapping[str, np.ndarray]) -> tuple[Gate, ...]:
+    blocks, nats = np.asarray(result["block_nats"]), result["position_nats"]
+    first, late = nats[0], float(np.mean(nats[len(nats) // 2 :]))
+    falls = Gate("loss falls along the context", late < first, f"{first:.3f} nats at position 0, {late:.3f} late")
+    return (*(_beats(name, floors[name], blocks) for name in ("unigram", "bigram", "kneser_ney")), falls)
 
 
 def _beats(name: str, floor: np.ndarray, blocks: np.ndarray) -> Gate:

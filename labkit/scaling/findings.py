@@ -49,7 +49,8 @@ class Fit:
     law: Law
     """The law with a floor: nats = E + A / N^alpha."""
     held_out: dict[str, LeaveOut]
-    """Prediction of the largest size by each form fitted to the others, by `floor` and `no floor`."""
+    """Prediction of the two largest sizes by each form fitted to the others, by `floor` and `no floor`; of the largest
+    alone where fewer sizes would not determine the form."""
 
 
 def grid_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -80,8 +81,9 @@ def _fit(runs: pd.DataFrame, bootstrap: int) -> Fit:
     clusters = runs.groupby(["d_model", "n_layers"]).ngroup().to_numpy()
     held_out = {}
     for name, floor in (("floor", True), ("no floor", False)):
-        if len(np.unique(n)) > (4 if floor else 3):
-            held_out[name] = leave_largest_out(n, loss, floor=floor)
+        spare = len(np.unique(n)) - (4 if floor else 3)
+        if spare > 0:
+            held_out[name] = leave_largest_out(n, loss, floor=floor, n_sizes=min(2, spare))
     return Fit(
         power=fit_perplexity_power(n, runs["word_perplexity"].to_numpy(float)),
         law=fit_law(n, loss, bootstrap=bootstrap, clusters=clusters),
@@ -90,7 +92,7 @@ def _fit(runs: pd.DataFrame, bootstrap: int) -> Fit:
 
 
 def fit_table(fits: dict[str, Fit]) -> pd.DataFrame:
-    """Lay both laws out, a row per mixer and form, with intervals and the error on the largest size held out."""
+    """Lay both laws out, a row per mixer and form, with intervals and the error on the largest sizes held out."""
     rows = []
     for mixer, fit in fits.items():
         power, law = fit.power, fit.law
@@ -186,12 +188,16 @@ def _law_sentence(mixer: str, fits: dict[str, Fit], refused: dict[str, str]) -> 
 
 
 def gates_table(grid: Grid) -> pd.DataFrame:
-    """Count for each mixer and gate how many of the grid's runs pass, with the first failure in words."""
+    """Count for each mixer and gate how many of the grid's runs pass, with the first failure in words.
+
+    What decides is validity; what a run has learned stands below it, and refuses none.
+    """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     best = [cell for cell in grid.results if grid.best_rate.get((cell.mixer, cell.d_model)) == cell.learning_rate]
     for cell in sorted(best, key=lambda cell: (cell.mixer, cell.d_model, cell.n_layers, cell.seed)):
-        for gate in grid.admission(cell).gates:
-            row = rows.setdefault((cell.mixer, gate.name), {"passed": 0, "of": 0, "first failure": ""})
+        found = grid.admission(cell)
+        for kind, gate in [*(("validity", one) for one in found.gates), *(("skill", one) for one in found.skill)]:
+            row = rows.setdefault((cell.mixer, gate.name), {"kind": kind, "passed": 0, "of": 0, "first failure": ""})
             row["of"] += 1
             row["passed"] += gate.passed
             if not gate.passed and not row["first failure"]:

@@ -93,7 +93,7 @@ class Grid:
         key = (cell.mixer, cell.d_model)
         chosen = f"peak rate {self.best_rate[key]:g} at width {cell.d_model}"
         rate = Gate("rate inside the sweep", self.interior[key], chosen)
-        return Admission((*self.models[(*key, cell.n_layers)].gates, *run.gates, rate))
+        return Admission((*self.models[(*key, cell.n_layers)].gates, *run.gates, rate), run.skill)
 
     def runs(self) -> pd.DataFrame:
         """Return one row per cell, finished or failed, sweep and grid alike; `lr_is_best` marks the grid's own."""
@@ -118,7 +118,7 @@ class Grid:
             "flops": result["flops"],
             "peak_gib": result["peak_bytes"] / 2**30,
             "admitted": admission.ok,
-            "status": "ok" if admission.ok else admission.why_not(),
+            "status": admission.why_not() or admission.not_shown() or "ok",
         }
 
     def _failed_row(self, cell: Cell) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def save(resolved: Params) -> tuple[Path, int]:
         the file, and the number of cells in it.
 
     Raises:
-        ValueError: there is no cell to pack, or one was computed by code that is not signed.
+        ValueError: there is no cell to pack, or one was computed by code that is not signed or not committed.
         DiskFull: no room; the file that was there is as it was.
     """
     from labkit.workflow import lock
@@ -182,6 +182,10 @@ def save(resolved: Params) -> tuple[Path, int]:
         if code not in signed.get(name, {}).get("code", ()):
             raise ValueError(
                 f"a cell of {name} was computed by code that is not signed; run `labkit evidence check` and save again"
+            )
+        if record.provenance["git"]["dirty"]:
+            raise ValueError(
+                f"a cell of {name} was computed with changes that no commit holds; commit them and compute it again"
             )
     if not current:
         raise ValueError(f"no finished cell of {resolved.report_id()} on {resolved.hardware} is here")

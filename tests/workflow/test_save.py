@@ -66,6 +66,19 @@ def test_code_that_nobody_signed_is_refused_by_name_and_nothing_is_written(resol
     assert not (paths.figures("cpu", "scaling_grid") / ARCHIVE).exists()
 
 
+def test_what_no_commit_holds_is_refused(resolved):
+    git = RECORDS[1].provenance["git"] | {"dirty": True}
+    finished(RECORDS[0], replace(RECORDS[1], provenance=RECORDS[1].provenance | {"git": git}))
+    with pytest.raises(ValueError, match=r"a cell of scaling\.\w+ was computed with changes that no commit holds"):
+        evidence.save(resolved)
+    assert not (paths.figures("cpu", "scaling_grid") / ARCHIVE).exists()
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob(f"figures/*/*/{ARCHIVE}")), ids=lambda path: path.parent.name)
+def test_every_committed_cell_was_computed_from_a_commit(path):
+    assert {record.provenance["git"]["dirty"] for record in read_archive(path)} == {False}
+
+
 def test_nothing_to_pack_is_said(resolved):
     with pytest.raises(ValueError, match="no finished cell of scaling_grid on cpu is here"):
         evidence.save(resolved)
