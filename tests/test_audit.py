@@ -253,3 +253,11 @@ def test_scaling_slope_contradicts_the_law_for_every_rounding_of_the_printed_siz
     assert largest.max() < -0.2
     smallest_coefficient = np.exp(low.mean() - largest.max() * u.mean(axis=1).min())
     assert smallest_coefficient > 2000
+
+
+def test_a_row_that_an_interval_decides_has_room_for_one():
+    """No interval lies inside a point, so such a row could only be contradicted."""
+    for row in claims.load():
+        measured = [check for check in row.checks if check.grade != "property"]
+        if measured and row.kind not in ("setting", "count"):
+            assert row.tolerated().low < row.tolerated().high, row.id
