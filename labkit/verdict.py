@@ -228,7 +228,8 @@ def _compare(claim: Claim, evidence: Evidence, result: Result) -> Judgement:
         kind, why = Verdict.REPRODUCED, f"{measured} lies inside {reported}"
     else:
         why = f"{measured} reaches into {reported} and beyond: {_too_wide(result, reported)}"
-    return Judgement(kind, evidence.grade, f"{why}; repetitions: {result.n_seeds}")
+    told = f"; repetitions: {result.n_seeds}" if result.ci else ""
+    return Judgement(kind, evidence.grade, why + told)
 
 
 def times_too_wide(estimate: float, measured: Interval, reported: Interval) -> float:

@@ -93,7 +93,7 @@ def size_exponent(points: pd.DataFrame) -> Number:
     fit = scipy_stats.linregress(np.log(medians["bytes"].to_numpy(float)), np.log(medians["seconds"].to_numpy(float)))
     width = scipy_stats.t.ppf(0.975, len(medians) - 2) * fit.stderr
     slope, low, high = map(settled, (fit.slope, fit.slope - width, fit.slope + width))
-    return number(slope, "", [low, high], note=f"{len(medians)} sizes")
+    return number(slope, "", [low, high], n_seeds=len(medians), note=f"{len(medians)} sizes")
 
 
 def training_results(study: Study) -> dict[str, Number]:

@@ -87,7 +87,7 @@ def test_the_comparison_has_every_arm_budget_and_seed_and_no_tuning_run(both, cf
 
 def test_its_tables_and_numbers_are_whole(both):
     own = both[0]
-    judgements = protocol.judge(own.scratch.comparison(), n_resamples=200)
+    judgements = protocol.judge(own.scratch.comparison())
     assert [found.arm for found in judgements] == ["frozen", "rejecting"]
     original = tables.original_table(own).set_index("initialisation")
     assert original.loc["published", "speed at equal loss"] > 0
@@ -131,7 +131,7 @@ def test_a_diverged_run_has_a_row_and_a_failed_one_is_left_to_the_failures(cfg):
 
 
 def test_a_setting_is_held_against_the_baseline_with_as_many_steps_and_against_shorter_ones(both, cfg):
-    table = sweeps.settings_table(both[0], 50).set_index("setting")
+    table = sweeps.settings_table(both[0]).set_index("setting")
     assert list(table.index) == ["adamw", *SETTINGS["memory"]]
     assert table.loc["adamw", ["loss, %", "time"]].tolist() == [0.0, 1.0]
     assert table.loc["offloaded", "loss, %"] == pytest.approx(table.loc["accumulated", "loss, %"], abs=0.1)
@@ -158,7 +158,7 @@ def test_every_setting_is_an_arm_of_its_own():
 
 
 def test_batches_are_held_against_the_noise_of_the_gradient(both, cfg):
-    table = sweeps.noise_table(both[0], 50)
+    table = sweeps.noise_table(both[0])
     assert list(table["arm"]) == study.BY_BATCH[1:]
     assert (table["windows a step"] == cfg.noise_batch_sizes[0]).all()
     assert (table["batch over noise scale"] * table["noise scale, windows"]).round(6).eq(4).all()
@@ -173,7 +173,7 @@ def test_the_confirmatory_run_is_read_from_what_was_published(both, tmp_path):
     (tmp_path / "run.json").write_text('{"provenance": {"git": {"commit": "0123456789"}}}')
     found = confirmed.confirmed_runs(tmp_path)
     assert str(found) == "confirmatory run on cpu-24gb, published at 0123456: 6 from scratch over 1 seeds"
-    read, own = (protocol.judge(table, n_resamples=50) for table in (found.runs["from scratch"], runs))
+    read, own = (protocol.judge(table) for table in (found.runs["from scratch"], runs))
     assert read == own
 
 
