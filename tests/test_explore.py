@@ -23,7 +23,7 @@ OTHERS = {
     "inertia": {"overhead_ms": 50.0, "gb_per_second": 5.0, "size_gb": 12.0},
     "offload": {"model": "phi-2", "memory_gib": 8.0, "batch": 8, "seq_len": 256, "disk": 0.5, "tflops": 5.0},
     "phases": {"arm": "muon", "full": 30, "horizon": 15, "gate": "never"},
-    "law": {"mixer": None, "convention": "without embeddings", "floor": True, "admitted": True, "smallest": 1},
+    "law": {"mixer": None, "convention": "without embeddings", "floor": True, "skilled": True, "smallest": 1},
     "ledger": {"report": "predict_phase", "verdict": "inconsistent in source", "words": "memory", "row": 3},
 }
 """For each explorer, another value of every control; None takes the second option."""

@@ -34,13 +34,14 @@ def law(hardware: str | None = None, folder: Path | None = None) -> Explorer:
         "mixer": widgets.Dropdown(options=sorted(set(grid["mixer"]))[::-1], description="architecture"),
         "convention": widgets.Dropdown(options=list(CONVENTIONS), description="N counts"),
         "floor": widgets.Checkbox(value=False, description="irreducible loss"),
-        "admitted": widgets.Checkbox(value=False, description="only models that passed every gate"),
+        "skilled": widgets.Checkbox(value=False, description="only models below the bigram line"),
         "smallest": widgets.IntSlider(value=0, min=0, max=3, description="smallest models left out"),
     }
 
-    def answer(mixer: str, convention: str, floor: bool, admitted: bool, smallest: int) -> Answer:
+    def answer(mixer: str, convention: str, floor: bool, skilled: bool, smallest: int) -> Answer:
         column = CONVENTIONS[convention]
-        rows = grid[(grid["mixer"] == mixer) & (grid["admitted"] | (not admitted))].sort_values(column)
+        beaten = ~grid["status"].str.contains("beats bigram") | (not skilled)
+        rows = grid[(grid["mixer"] == mixer) & grid["admitted"] & beaten].sort_values(column)
         rows = (
             rows[rows[column] >= sorted(set(rows[column]))[min(smallest, rows[column].nunique() - 1)]]
             if len(rows)
