@@ -84,8 +84,8 @@ def bootstrap_ci(
 def mean_ci(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """Estimate the mean of a population with Student's t interval.
 
-    It covers what it says from two values on where they are near normal; a bootstrap of three to five values covers
-    74 to 81 % for a nominal 95 % (tests/test_coverage.py).
+    It covers what it says from two values on where they are near normal; a bootstrap of three covers less
+    than 85 % for a nominal 95 % (tests/test_coverage.py).
 
     Args:
         values: [n] independent measurements, finite, n >= 2.
