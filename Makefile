@@ -10,6 +10,7 @@ WINGS   := $(filter-out claims,$(REPORTS))
 BOARD   := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/aim
 TRACK   ?=
 FRESH   ?=
+ANYWHERE ?=
 LAB     ?=
 # What labkit.kernels says that a kernel should find.
 KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
@@ -31,7 +32,7 @@ export PYTHONUNBUFFERED = 1
 .PHONY: help setup figures render readme evidence $(REPORTS) $(subst _,-,$(REPORTS)) test nbval lab aim lint format status report clean distclean
 
 help:  ## list the targets
-	@echo "make TARGET [HW=profile] [FRESH=1: leave committed cells aside]   (profiles: $(PROFILES))"
+	@echo "make TARGET [HW=profile] [FRESH=1: leave committed cells aside] [ANYWHERE=1: take those of other processors, too]   (profiles: $(PROFILES))"
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 	@echo "  REPORT        one report: $(REPORTS)"
 
@@ -53,7 +54,7 @@ figures: $(WINGS) claims  ## run every notebook that is not up to date and publi
 define REPORT_RULES
 $(sort $(1) $(subst _,-,$(1))): $(OUT)/$(1)/done
 $(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
-	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))$(if $(FRESH), --fresh)
+	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))$(if $(FRESH), --fresh)$(if $(ANYWHERE), --anywhere)
 endef
 $(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard notebooks/*_$(r).ipynb)))))
 $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)

@@ -47,6 +47,12 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Leave committed cells aside: measure here what this kind of machine has on record."),
 ]
+Anywhere = Annotated[
+    bool,
+    typer.Option(
+        "--anywhere", help="Go on with cells that another processor computed, unless it is their time that is asked."
+    ),
+]
 Track = Annotated[
     str | None, typer.Option("--track", help="Follow the run: aim, tensorboard, or none to switch the profile's off.")
 ]
@@ -54,14 +60,18 @@ Track = Annotated[
 
 @app.command()
 def run(
-    report: Report, hw: Hardware = "cpu", param: Overrides = None, track: Track = None, fresh: Fresh = False
+    report: Report,
+    hw: Hardware = "cpu",
+    param: Overrides = None,
+    track: Track = None,
+    fresh: Fresh = False,
+    anywhere: Anywhere = False,
 ) -> None:
     """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
     from labkit import run as runner
-    from labkit.workflow.cells import FRESH
+    from labkit.workflow.cells import ANYWHERE, FRESH
 
-    if fresh:
-        os.environ[FRESH] = "1"
+    os.environ |= {name: "1" for name, asked in ((FRESH, fresh), (ANYWHERE, anywhere)) if asked}
 
     try:
         runner.run(report, hw, _overrides(param), say=console.print, track=track)

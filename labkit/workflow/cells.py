@@ -30,6 +30,8 @@ RENDER = "LABKIT_RENDER"
 """Variable that is 1 while a notebook is made again from its record."""
 FRESH = "LABKIT_FRESH"
 """Variable that is 1 while committed cells are left aside, so that everything is measured here."""
+ANYWHERE = "LABKIT_ANYWHERE"
+"""Variable that is 1 while a run goes on with cells that another processor computed, where no time is in question."""
 KILLED = (RuntimeError, MemoryError, ArithmeticError, DiskFull)
 """What the machine or its mathematics does to a cell; everything else is bad input or a defect, and is raised."""
 
@@ -79,6 +81,10 @@ class Cells:
     """What is told how far they are."""
     only_recorded: bool = field(default_factory=rendering)
     """Take every cell from the record, and run none."""
+    anywhere: bool = field(default_factory=lambda: os.environ.get(ANYWHERE) == "1")
+    """Take a cell from the record whatever instruction set rounded it, unless its times are asked for."""
+    untimed: frozenset[str] = frozenset()
+    """Names of timed cell functions of which this walk takes no time."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reason of each cell that has no result, by its label."""
     cached: int = 0
@@ -93,6 +99,8 @@ class Cells:
     """How many of them have no result under another version or data either: what follows from them is not known."""
     elsewhere: Counter[str] = field(default_factory=Counter)
     """Cells on record that another environment computed, so that they run again here: numbers by instruction set."""
+    adopted: Counter[str] = field(default_factory=Counter)
+    """Cells that another instruction set computed and that are taken all the same: numbers by instruction set."""
 
     @classmethod
     def of(cls, hardware: str, report: str, progress: Progress | None = None) -> Cells:
@@ -105,12 +113,21 @@ class Cells:
         records = self.store.find(identity)
         if self.only_recorded:
             return self._recorded(work, identity, label, records)
-        here = work.environment(spec)
-        record = next((one for one in records if one.environment == here and one.result is not None), None)
+        here, finished = work.environment(spec), [one for one in records if one.result is not None]
+        record = next((one for one in finished if one.environment == here), None) or self._adopt(work, here, finished)
         if record is None:
-            self.elsewhere.update({one.environment["instruction_set"] for one in records if one.result is not None})
+            self.elsewhere.update({one.environment["instruction_set"] for one in finished})
             return None
         return self._use(record, label)
+
+    def _adopt(self, work: CellFunction, here: Json, finished: list[Record]) -> Record | None:
+        """Return a result that only another rounding tells from one of this machine, if such are asked for."""
+        if not self.anywhere or (work.timed and work.name not in self.untimed):
+            return None
+        same = (one for one in finished if one.environment["packages"] == here["packages"])
+        if (record := next(same, None)) is not None:
+            self.adopted[record.environment["instruction_set"]] += 1
+        return record
 
     def _recorded(self, work: CellFunction, identity: Json, label: str, records: list[Record]) -> Json | None:
         record = next((one for one in records if one.result is not None), records[0] if records else None)
@@ -241,6 +258,7 @@ class Cells:
     def remarks(self) -> list[str]:
         """Say what a reader of the numbers should know about where the cells came from."""
         said = [f"{self.cached} of {len(self.used)} cells were on record"] if self.used else []
+        said += [f"{n} of them were computed elsewhere ({where})" for where, n in self.adopted.items()]
         said += [
             f"{n} cells on record were computed elsewhere ({where}) and run again here"
             for where, n in self.elsewhere.items()

@@ -83,6 +83,25 @@ def test_a_cell_of_another_instruction_set_is_not_taken_for_ones_own_but_can_be_
     assert len(list(cells.store.folder.glob("*.json"))) == 2, "neither is overwritten"
 
 
+def test_a_run_may_go_on_with_cells_of_another_instruction_set_and_says_how_many(cells, work, monkeypatch):
+    cells.one(work, Sum(), "sum")
+    monkeypatch.setattr(environment, "instruction_set", lambda device="cpu": "another one")
+    here = again(cells, anywhere=True)
+    assert here.load(work, Sum(), "sum")["total"] == 3.0
+    assert here.remarks()[1:] == [f"1 of them were computed elsewhere ({only_environment(cells)})"]
+    monkeypatch.setattr(work, "_packages", ("pandas",))
+    assert again(cells, anywhere=True).load(work, Sum(), "sum") is None, "other packages are another result"
+
+
+def test_a_time_of_another_machine_is_taken_only_by_who_takes_no_time_of_it(cells, work, monkeypatch):
+    monkeypatch.setattr(work, "timed", True)
+    cells.one(work, Sum(), "sum")
+    monkeypatch.setattr(environment, "machine_kind", lambda: "another one")
+    assert again(cells, anywhere=True).load(work, Sum(), "sum") is None
+    assert again(cells, anywhere=True, untimed=frozenset({work.name})).load(work, Sum(), "sum")["total"] == 3.0
+    assert again(cells, untimed=frozenset({work.name})).load(work, Sum(), "sum") is None, "unless asked, it runs here"
+
+
 def only_environment(own):
     (record,) = own.used.values()
     return record.environment["instruction_set"]
