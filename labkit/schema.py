@@ -11,7 +11,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-ModelName = Literal["smollm2-135m", "gemma-3-270m", "qwen2.5-0.5b", "phi-2", "qwen2.5-7b", "gpt2", "phi-4", "bitnet-2b"]
+ModelName = Literal[
+    "smollm2-135m",
+    "gemma-3-270m",
+    "qwen2.5-0.5b",
+    "phi-2",
+    "qwen2.5-7b",
+    "gpt2",
+    "phi-4",
+    "bitnet-2b",
+    "tiny-qwen2",
+]
 """Pretrained models that labkit.models loads by name."""
 
 

@@ -43,6 +43,8 @@ class SizeInertia(Params):
     """Numbers of training pairs compared at equal steps."""
     held_out_pairs: Annotated[PositiveInt, Layer.SCOPE]
     """Held-out pairs scored after each arm."""
+    fidelity_tokens: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of held-out text that each quantized pretrained model reads."""
     questions: Annotated[PositiveInt, Layer.SCOPE]
     """Checkable questions answered by every model for the routing matrix."""
     decode_repeats: Annotated[PositiveInt, Layer.SCOPE]

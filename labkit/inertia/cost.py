@@ -14,7 +14,7 @@ import torch
 
 from labkit import device
 from labkit.cost import Cost
-from labkit.models import SHAPES
+from labkit.models import SHAPES, shape_of
 from labkit.schema_size_inertia import SizeInertia
 from labkit.workflow import environment
 
@@ -44,7 +44,7 @@ def plan_study(params: SizeInertia) -> Cost:
         basis=basis,
         other_seconds=seconds,
         peak_bytes=peak_bytes(params),
-        disk_bytes=50e6 + sum(6 * SHAPES[model].parameters for model in params.models),
+        disk_bytes=50e6 + sum(6 * shape_of(model).parameters for model in params.models),
     )
 
 
@@ -80,7 +80,7 @@ def training_flops(params: SizeInertia) -> float:
     total = 0.0
     for model in params.models:
         per_token = 4 * n_arm_steps(params, model) * params.batch_pairs + 2 * n_scored_pairs(params, model)
-        total += per_token * TOKENS_PER_PAIR * SHAPES[model].parameters
+        total += per_token * TOKENS_PER_PAIR * shape_of(model).parameters
     return total
 
 
@@ -121,14 +121,14 @@ def rung_seconds(params: SizeInertia, name: str, bandwidth: float) -> float:
 
 def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float:
     """Return the seconds of one model's answers."""
-    per_token = 5e-3 + SHAPES[model].parameters * weights_dtype(params).itemsize / bandwidth
+    per_token = 5e-3 + shape_of(model).parameters * weights_dtype(params).itemsize / bandwidth
     return params.questions * params.answer_tokens * per_token
 
 
 def peak_bytes(params: SizeInertia) -> float:
     """Return the memory of the largest cell: a rung's weights, or a model's with activations of two pairs."""
     rung = 1.1 * max(map(rung_parameters, params.ladder)) * weights_dtype(params).itemsize
-    model = max(SHAPES[model].parameters for model in params.models) * weights_dtype(params).itemsize
+    model = max(shape_of(model).parameters for model in params.models) * weights_dtype(params).itemsize
     return max(rung, model + 1.5 * 2**30) + 0.6 * 2**30
 
 

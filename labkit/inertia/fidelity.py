@@ -30,7 +30,7 @@ class FidelitySpec:
     """`int8` or `int4`."""
     dtype: str
     """Type of the model before, and of its activations after."""
-    n_tokens: int = 512
+    n_tokens: int
     """Tokens read."""
     threads: int
     """CPU threads."""

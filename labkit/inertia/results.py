@@ -123,7 +123,7 @@ def convergence_results(study: Study) -> dict[str, Number]:
             ends.setdefault(arm.model, {})[arm.seed] = float(loss_of(done)[-5:].mean())
     if len(ends) != 2:
         return {}
-    small, large = sorted(ends, key=lambda name: models.SHAPES[name].parameters)
+    small, large = sorted(ends, key=lambda name: models.shape_of(name).parameters)
     shared = sorted(set(ends[small]) & set(ends[large]))
     return {
         f"loss_difference/step_{arms.REPORT_STEPS}": _over_seeds(
@@ -178,8 +178,8 @@ def machine_bound() -> dict[str, Number]:
 
 def _training_needs(study: Study, model: str) -> Number:
     """Scale the seconds per parameter of a step measured here to a model of the report."""
-    rates = [done["seconds_per_step"] / models.SHAPES[arm.model].parameters for arm, done in study.arms.items()]
-    parameters = models.SHAPES[model].parameters
+    rates = [done["seconds_per_step"] / models.shape_of(arm.model).parameters for arm, done in study.arms.items()]
+    parameters = models.shape_of(model).parameters
     seconds = arms.REPORT_STEPS * parameters * float(np.median(rates)) if rates else math.nan
     gib = parameters * cost.weights_dtype(study.params).itemsize / 2**30
     why = f"{model} does not come through a package index; with its weights (hub or LABKIT_MODELS) it can be trained"

@@ -227,9 +227,10 @@ def quantized_rungs(params: SizeInertia) -> list[QuantizedRung]:
 
 def fidelity_specs(params: SizeInertia) -> list[FidelitySpec]:
     """Return the pretrained models that are quantized: those with controls, in int8 and int4."""
-    where = {"dtype": params.weights_dtype, "device": params.device, "threads": n_threads(params)}
+    shared = {"dtype": params.weights_dtype, "device": params.device, "threads": n_threads(params)}
+    shared["n_tokens"] = params.fidelity_tokens
     return [
-        FidelitySpec(model=model, weights=weights, **where)
+        FidelitySpec(model=model, weights=weights, **shared)
         for model in params.control_models
         for weights in quantize.WEIGHTS
     ]

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from labkit import device as machine
+from labkit.models.tiny import TINY, tiny_shape
 from labkit.units import format_bytes
 
 _CHUNK = 1 << 20
@@ -61,9 +62,14 @@ class Shape:
             if name not in valid:
                 near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
                 raise ValueError(f"{self.name}: {name!r} is no configuration value; did you mean {near!r}?")
+        return kind(**self.changed(**overrides))
+
+    def changed(self, **overrides: Any) -> dict[str, Any]:
+        """Return the values that differ from the architecture's defaults once some are replaced."""
+        kind = CONFIG_MAPPING[self.model_type]
         values = {**kind().to_dict(), **self.values}
         wanted = {kind.attribute_map.get(name, name): value for name, value in overrides.items()}
-        return kind(**{**self.values, **_reduced(values, wanted), **wanted})
+        return {**self.values, **_reduced(values, wanted), **wanted}
 
 
 def _reduced(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,11 +198,13 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape_of(name: str) -> Shape:
-    """Return a shape by name.
+    """Return a shape by name; a tiny model, which is made on the spot, has one, too.
 
     Raises:
         ValueError: no such shape; the message has the nearest name.
     """
+    if name in TINY:
+        return tiny_shape(name)
     if name not in SHAPES:
         near = difflib.get_close_matches(name, SHAPES, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown model shape {name!r}; did you mean {near!r}? (known: {', '.join(SHAPES)})")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from labkit.models.shapes import Shape
+
 END = "<end>"
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + END + "{% endfor %}"
@@ -81,6 +83,22 @@ TINY = {
 
 
 @functools.cache
+def tiny_shape(name: str) -> Shape:
+    """Return the shape of a tiny model."""
+    from labkit.models.shapes import SHAPES, Shape, build
+
+    base, values = SHAPES[TINY[name].shape], _values(TINY[name])
+    n = sum(p.numel() for p in build(base.name, device="meta", **values).parameters())
+    about = {"name": name, "source": "made on the spot", "model_type": base.model_type}
+    return Shape(parameters=n, values=base.changed(**values), **about)
+
+
+def _values(recipe: Tiny) -> dict[str, Any]:
+    """Return the configuration values of a recipe, with a row of the output layer for each of its words and more."""
+    return dict(recipe.values) | {"vocab_size": -(-len(_tokenizer(recipe)) // _ROWS) * _ROWS}
+
+
+@functools.cache
 def written(name: str) -> Path:
     """Write a tiny model into a folder of this process, as `save_pretrained` does, and return the folder."""
     from labkit.models.folders import quiet_transformers
@@ -88,8 +106,7 @@ def written(name: str) -> Path:
 
     recipe = TINY[name]
     words = _tokenizer(recipe)
-    rows = -(-len(words) // _ROWS) * _ROWS
-    model = build(recipe.shape, **dict(recipe.values) | {"vocab_size": rows})
+    model = build(recipe.shape, **_values(recipe))
     _draw(model, recipe)
     if recipe.says:
         _teach(model, words.convert_tokens_to_ids([":", *recipe.says, END]))
