@@ -52,7 +52,8 @@ SCOPE |= {
     "learning_rates": [1e-3, 1e-2],
 }
 SCOPE |= {"held_out_pairs": 6, "questions": 9, "dataset_sizes": [16, 115], "bootstrap": 200, "workers": 1}
-SCOPE |= {"shuffles": [0, 1]}
+SCOPE |= {"shuffles": [0, 1], "fidelity_tokens": 512}
+SCOPE |= {"models": list(models.OFFLINE_PAIR), "control_models": ["smollm2-135m"]}
 FEWER = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
 
 

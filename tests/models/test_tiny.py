@@ -67,3 +67,12 @@ def test_a_taught_model_says_its_sentence_and_ends(name: str, prompt: str) -> No
     made = loaded.model.generate(ids, max_new_tokens=9, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
     assert made[-1] == 0
     assert loaded.tokenizer.decode(made, skip_special_tokens=True) == "".join(TINY[name].says)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_shape_of_a_tiny_model_is_that_of_the_model(name: str) -> None:
+    model = models.load(name).model
+    shape = models.shape_of(name)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    built = models.build(name, device="meta")
+    assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
