@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from labkit.schema import Layer, Params, check_lists
 
-TaskName = Literal["text-0.1m", "text-1m", "text-10m", "gpt2"]
+TaskName = Literal["text-0.1m", "text-1m", "text-1m-fused", "text-10m", "gpt2"]
 """GPT-2-shaped models that labkit.hybrid.train builds by name."""
 AdaptedName = Literal["smollm2-135m-lora"]
 """Pretrained models with adapters that labkit.hybrid.tasks loads by name."""

@@ -177,15 +177,19 @@ class Contest:
         enough = [gate for gate, n in kept.items() if n >= LEAST_JUMPS]
         self.gates[arm] = enough[0] if enough else max(kept, key=kept.__getitem__)
 
-    def comparison(self) -> pd.DataFrame:
+    def comparison(self, *, own_time: bool = False) -> pd.DataFrame:
         """Return one row an arm, budget and seed: seconds, loss and what was done.
 
         A run that diverged has the loss it started from; one that failed has no row. In the deciding protocol the
         seconds are what the steps cost by the prices of each round, and each row has what decides whether it is void.
-        """
-        return pd.DataFrame([self._row(entry) for entry in self.entries() if entry.run in self.results])
 
-    def _row(self, entry: Entry) -> dict[str, Any]:
+        Args:
+            own_time: give the seconds that runs took themselves, also where their steps were priced apart.
+        """
+        priced = self.costs is not None and not own_time
+        return pd.DataFrame([self._row(entry, priced) for entry in self.entries() if entry.run in self.results])
+
+    def _row(self, entry: Entry, priced: bool) -> dict[str, Any]:
         arm, steps, run = entry
         row = {"arm": arm, "steps": steps, "seed": run.seed, "rate": run.learning_rate}
         result = self.results[run]
@@ -202,7 +206,7 @@ class Contest:
                 "diverged": result["diverged"],
             }
             | (self._of_budget(steps, result) if ARMS[arm].reads else {})
-            | (self._priced(entry, result) if self.costs else {})
+            | (self._priced(entry, result) if priced else {})
         )
 
     def _of_budget(self, steps: int, result: Mapping[str, Any]) -> dict[str, Any]:

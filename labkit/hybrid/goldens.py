@@ -62,6 +62,7 @@ GOLDENS = {
     train: (
         _text("adamw-tail", steps=96, held_out_windows=70),
         _text("adamw", task="text-1m", steps=2),
+        _text("adamw", task="text-1m-fused", steps=2),
         _text("adamw", task="text-10m", steps=2),
         _text("interval-1", learning_rate=5e-4),
         _text("horizon-8"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from labkit.hybrid.vectors import Tensors, copies
 
@@ -74,19 +74,26 @@ def extrapolate(points: Sequence[Tensors], ridge: float = 0.0) -> Tensors:
     """Return the limit that reduced-rank extrapolation reads from a sequence (Eddy 1979; Mesina 1977).
 
     With u_i = x_{i+1} - x_i it is the sum of c_i x_i whose c add up to 1 and make the length of the sum of c_i u_i
-    least. The ridge adds its multiple of |U'U| to the normal equations (Scieur et al., 2016, arXiv 1606.04133).
+    least. The ridge adds its multiple of |U'U| c'c to that (Scieur et al., 2016, arXiv 1606.04133).
 
     Args:
         points: k + 1 points, oldest first; a linear iteration of k dimensions gives its fixed point.
-        ridge: of the normal equations; 0 for the plain formula.
+        ridge: how dear unequal shares are; 0 for the plain formula.
     """
     steps = [[new.double() - old.double() for new, old in zip(*pair, strict=True)] for pair in _pairs(points)]
     gram = torch.tensor([[_dot(left, right) for right in steps] for left in steps], dtype=torch.float64)
     gram += ridge * torch.linalg.matrix_norm(gram, 2) * torch.eye(len(steps), dtype=torch.float64)
-    shares = torch.linalg.pinv(gram, hermitian=True, rtol=1e-14) @ torch.ones(len(steps), dtype=torch.float64)
-    shares = (shares / shares.sum()).tolist()
+    shares = _least(gram)
     columns = zip(*points[:-1], strict=True)
     return [sum(c * x.double() for c, x in zip(shares, own, strict=True)).to(own[0].dtype) for own in columns]
+
+
+def _least(gram: Tensor) -> list[float]:
+    """Return the c with sum 1 that makes c' gram c least, also where the matrix is singular."""
+    # The last share is 1 less the others: gram c = 1 has no solution where the matrix is singular.
+    rest = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
+    first = torch.linalg.pinv(rest, hermitian=True, rtol=1e-14) @ (gram[-1, -1] - gram[:-1, -1])
+    return [*first.tolist(), float(1 - first.sum())]
 
 
 def _pairs(points: Sequence[Tensors]) -> list[tuple[Tensors, Tensors]]:

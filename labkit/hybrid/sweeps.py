@@ -20,7 +20,7 @@ def settings_table(study: Study) -> pd.DataFrame:
     if study.settings is None:
         return pd.DataFrame()
     own = study.settings.comparison()
-    base = study.scratch.comparison()
+    base = study.scratch.comparison(own_time=True)
     runs = pd.concat([base[(base["arm"] == "adamw") & base["seed"].isin(own["seed"])], own[own["arm"] != "adamw"]])
     longest = base[(base["arm"] == "adamw") & (base["steps"] == base["steps"].max())].set_index("seed")
     rows = []

@@ -113,7 +113,7 @@ def test_reduced_rank_extrapolation_is_its_formula_and_finds_the_limit_of_a_line
     for _ in range(5):
         points.append(matrix @ points[-1] + shift)
     exact = extrapolate([[torch.tensor(p)] for p in points])[0].numpy()
-    np.testing.assert_allclose(exact, limit, rtol=1e-6)
+    np.testing.assert_allclose(exact, limit, rtol=1e-4)
     short = np.array(points[:4])
     steps = np.diff(short, axis=0).T
     # Least squares with the constraint that shares add up to 1 eliminated.
@@ -299,8 +299,8 @@ def test_one_step_in_four_left_out_of_the_count_reads_a_third_more():
     counted = base.assign(arm="muon", **{name: 0.75 * base[name] for name in ["seconds", *rounds]})
     found = speed.reach(pd.concat([base, counted]), "muon")
     assert found.ratio == pytest.approx(4 / 3, rel=1e-6)
-    assert found.interval.low <= 4 / 3 * (1 + 1e-9)
-    assert found.interval.high >= 4 / 3 * (1 - 1e-9)
+    assert found.interval.low <= 4 / 3 * (1 + 1e-6)
+    assert found.interval.high >= 4 / 3 * (1 - 1e-6)
 
 
 def decided(**values):
@@ -326,14 +326,14 @@ def test_each_condition_makes_a_comparison_void():
 
 
 def test_a_predictive_arm_is_held_against_the_best_of_the_others():
-    rng = np.random.default_rng(7)
     table = decided()
-    faster = made_up(5, rng, gain=1.5 * 1.3)[lambda t: t["arm"] == "muon"].assign(arm="constant-rre")
-    both = pd.concat([table, faster.assign(rate_inside=True, bigram=9.0)])
+    muon = table[table["arm"] == "muon"]
+    times = [name for name in muon if name.startswith("seconds")]
+    both = pd.concat([table, muon.assign(arm="constant-rre", **{name: muon[name] / 1.3 for name in times})])
     judged = protocol.judge(both)
     found, own = protocol.goal(both, judged), next(one for one in judged if one.arm == "constant-rre")
     assert (found.best, list(found.reaches)) == ("muon", ["constant-rre"])
-    assert found.reaches["constant-rre"].ratio == pytest.approx(1.3, rel=0.1)
+    assert found.reaches["constant-rre"].ratio == pytest.approx(1.3, rel=1e-6)
     assert found.said(own) == "faster than muon"
     shown = protocol.table(judged, both).set_index("arm")["decides"]
     assert shown.to_dict() == {"constant-rre": "faster than muon", "muon": ""}
