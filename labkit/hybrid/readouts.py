@@ -82,6 +82,8 @@ def extrapolate(points: Sequence[Tensors], ridge: float = 0.0) -> Tensors:
     """
     steps = [[new.double() - old.double() for new, old in zip(*pair, strict=True)] for pair in _pairs(points)]
     gram = torch.tensor([[_dot(left, right) for right in steps] for left in steps], dtype=torch.float64)
+    if not gram.isfinite().all():
+        return points[-1]  # the run diverged, and its last point says so when it is scored
     gram += ridge * torch.linalg.matrix_norm(gram, 2) * torch.eye(len(steps), dtype=torch.float64)
     shares = _least(gram)
     columns = zip(*points[:-1], strict=True)

@@ -12,7 +12,7 @@ import torch
 
 from labkit import params
 from labkit.corpora import ngrams
-from labkit.hybrid import costs, protocol, speed, study, train, void
+from labkit.hybrid import costs, plots, protocol, results, speed, study, sweeps, tables, train, void
 from labkit.hybrid.arms import ARMS, GATES, LEAST_JUMPS
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.floors import FloorSpec, measure_floors
@@ -24,6 +24,7 @@ from labkit.hybrid.readouts import N_BLOCKS, BlockMeans, PowerMean, Readouts, ex
 from labkit.hybrid.tasks import Run, Text, build, score
 from labkit.hybrid.tuning import tune
 from labkit.hybrid.vectors import norm
+from labkit.workflow.cells import RENDER
 
 RUN = Run(
     task="text-0.1m",
@@ -196,7 +197,7 @@ def test_a_decay_branch_is_the_run_that_decays_alone(runs):
 def test_a_diverged_read_out_has_the_loss_of_the_start():
     found = train.train(dataclasses.replace(RUN, arm="constant", learning_rate=1e30, grad_clip=1e30, steps=10))
     assert found["diverged"]
-    assert set(found["frontier"]["10"].values()) == {pytest.approx(np.mean(found["initial_nats"]))}
+    assert list(found["frontier"]["10"].values()) == pytest.approx([np.mean(found["initial_nats"])] * 5)
 
 
 def test_the_noise_matched_control_has_the_trends_length_and_none_of_its_drift():
@@ -421,3 +422,77 @@ def test_readouts_follow_what_an_arm_asks_for_and_no_more():
     own = Readouts(["last"], [parameter], [5])
     own.observe(1)
     assert [tensor.tolist() for tensor in own.values(1)["last"]] == [[1.0, 1.0]]
+
+
+SMALL = {
+    "steps": 10,
+    "context": 16,
+    "budgets": [0.4, 1.0],
+    "arms": ["adamw", "constant-ema", "constant-rre", "block-trend-tuned", "frozen"],
+    "learning_rates": [8e-3],
+    "held_out_windows": 16,
+    "memory_steps": 16,
+    "finetune_steps": 0,
+    "cnn_steps": 0,
+    "settings": [],
+    "noise_batch_sizes": [],
+    "original_steps": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    cfg = params.resolve("predict_phase", "ci", SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_OUTPUT", str(tmp_path_factory.mktemp("output")))
+        first = study.run_study(cfg)
+        patch.setenv(RENDER, "1")
+        return cfg, first, study.run_study(cfg)
+
+
+def test_a_deciding_study_is_priced_apart_and_rendered_from_its_cells(both):
+    cfg, first, shown = both
+    assert first.cells.failures == {}
+    assert shown.cells.used.keys() == first.cells.used.keys()
+    assert len(first.cells.used) == study.n_cells(cfg)
+    runs = first.scratch.comparison()
+    pd.testing.assert_frame_equal(runs, shown.scratch.comparison())
+    assert len(runs) == 5 * 2
+    assert (runs["bigram"] == first.scratch.floors["bigram"]).all()
+    frozen = runs[(runs["arm"] == "frozen") & (runs["steps"] == 10)].iloc[0]
+    priced = first.scratch.costs
+    for i in range(2):
+        parts = [(int(frozen["real_steps"]), "step"), (int(frozen["jumps"]), "jump")]
+        expected = sum(n * priced[kind]["frozen"][i] for n, kind in parts)
+        assert frozen[f"{speed.ROUND}{i}"] == pytest.approx(expected)
+    one = runs[runs["arm"].isin(["constant-ema", "constant-rre"])]
+    assert set(one["real_steps"]) == {4, 10}
+
+
+def test_its_tables_and_figures_say_what_was_chosen_and_what_is_void(both):
+    _, first, _ = both
+    runs = first.scratch.comparison()
+    judgements = protocol.judge(runs)
+    assert all(own.void for own in judgements), "one rate is no sweep, and ten steps end above the bigram"
+    assert results.hybrid_arm(judgements) == "block-trend-tuned"
+    assert results.comparison_results(judgements) == {}
+    assert results.out_of_reach(first, judgements)["equal_loss_speed/hybrid"]["why"].startswith("void: ")
+    assert len(tables.tuning_table(first.scratch)) == 5 * 2
+    assert list(tables.costs_table(first.scratch)["arm"].sort_values()) == sorted(SMALL["arms"])
+    assert len(tables.phase_time_table(first.scratch)) == 5
+    figure, drawn = plots.loss_against_time(tables.frontiers(runs), floors=first.scratch.floors)
+    assert {"unigram", "bigram"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert drawn["bigram"].nunique() == 1
+    assert len(sweeps.noise_table(first)) == 0
+    plots.noise_panel(sweeps.noise_table(first))
+    plots.phase_timeline(tables.timeline(first.scratch, "block-trend-tuned"))
+
+
+def test_prices_that_could_not_be_measured_stop_the_study(both):
+    _, first, _ = both
+    runner = study._Runner(first, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "one", lambda work, spec, label: first.cells.failures.update({label: "killed"}))
+        with pytest.raises(RuntimeError, match="no run's own time may stand in: killed"):
+            runner.price(first.scratch)
+    first.cells.failures.clear()
