@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from labkit.schema import Layer, Params, check_lists
 
-TaskName = Literal["text-0.1m", "text-1m", "text-10m", "gpt2"]
+TaskName = Literal["text-0.1m", "text-1m", "text-1m-fused", "text-10m", "gpt2"]
 """GPT-2-shaped models that labkit.hybrid.train builds by name."""
 AdaptedName = Literal["smollm2-135m-lora"]
 """Pretrained models with adapters that labkit.hybrid.tasks loads by name."""
@@ -33,8 +33,22 @@ ArmName = Literal[
     "adamw-x2",
     "adamw-slow",
     "last-update-slow",
+    "adamw-cosine",
+    "constant-ema",
+    "constant-rre",
+    "wsd",
+    "schedule-free",
+    "ademamix",
+    "muon-constant-ema",
+    "muon-constant-rre",
+    "block-trend-tuned",
+    "noise-matched",
 ]
 """Ways to train that labkit.hybrid.arms describes."""
+READ_WITHIN = frozenset(
+    {"constant-ema", "constant-rre", "wsd", "schedule-free", "muon-constant-ema", "muon-constant-rre"}
+)
+"""Those of which one run serves all budgets: it is read at every fifth of its steps."""
 SettingName = Literal["rate", "horizon", "confidence", "interval", "memory"]
 """Settings that labkit.hybrid.arms varies one at a time."""
 
@@ -95,7 +109,10 @@ class PredictPhase(Params):
     noise_batch_sizes: Annotated[list[PositiveInt], Layer.SCOPE]
     """Windows of a step at which jumps are held against the noise of the gradient; an empty list leaves that out."""
     side_seeds: Annotated[list[int], Layer.SCOPE]
-    """Paired seeds of these two."""
+    """Paired seeds of these two, and of the side arms where costs are measured apart."""
+    cost_rounds: Annotated[int | None, Field(ge=2), Layer.SCOPE] = None
+    """Rounds in which the costs of steps are measured apart from the runs, which then may train in the background of
+    other work: the deciding protocol, with rates for every budget and n-gram floors. None where a run's time counts."""
     original_task: Annotated[TaskName, Layer.SCOPE]
     """Model of the report's own protocol on random tokens."""
     original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
@@ -131,6 +148,11 @@ class PredictPhase(Params):
             )
         if "adamw" not in self.cnn_arms:
             raise ValueError(f"cnn_arms must hold the baseline adamw; got {self.cnn_arms}")
+        if self.cost_rounds and not self.smoke and (self.settings or self.noise_batch_sizes):
+            raise ValueError(
+                "with cost_rounds no run's own time may enter a speed: settings and noise_batch_sizes, whose speeds "
+                f"are made of it, must be empty; got {self.settings} and {self.noise_batch_sizes}"
+            )
         return self
 
     def _check_comparison(self, prefix: str) -> None:
@@ -140,6 +162,10 @@ class PredictPhase(Params):
         budgets, arms, seeds = own["budgets"], own["arms"], own["seeds"]
         if budgets != sorted(budgets) or budgets[-1] != 1:
             raise ValueError(f"{prefix}budgets must grow and end with 1; got {budgets}")
+        if READ_WITHIN & {*arms} and not {round(100 * share) for share in budgets} <= {20, 40, 60, 80, 100}:
+            raise ValueError(
+                f"{prefix}arms that are read within a run need {prefix}budgets of 0.2, 0.4, ...; got {budgets}"
+            )
         if "adamw" not in arms:
             raise ValueError(f"{prefix}arms must hold the baseline adamw; got {arms}")
         if self.tuning_seed in seeds:

@@ -12,7 +12,7 @@ from labkit.figures import style
 from labkit.hybrid.config import HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
 from labkit.hybrid.plots import ratio_axis
-from labkit.hybrid.protocol import BASELINE, frontier
+from labkit.hybrid.speed import BASELINE, frontier
 
 TOTAL = 150
 """Steps of the schedule that is drawn."""

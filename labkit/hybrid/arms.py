@@ -6,11 +6,12 @@ Lengths of phases are shares of the schedule, so that an arm means the same at e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from labkit.hybrid.config import REPORT, HybridConfig
+from labkit.hybrid.config import LEADS, REPORT, HybridConfig
+from labkit.hybrid.readouts import MEANS, RIDGES
 
 JUMP = {"full_steps": 16, "predict_steps": 8, "correct_steps": 2, "confidence_threshold": 0.05}
 """Lengths of the gated jumps: half a block ahead at most, then two real steps (notes on report 003, candidate C2)."""
@@ -42,7 +43,9 @@ class Arm:
     """One way to train."""
 
     optimizer: str = "adamw"
-    """What takes the real steps: adamw or muon."""
+    """What takes the real steps: a name that `optimizers.make_optimizer` knows."""
+    schedule: str = "linear"
+    """How the rate goes on after its rise: linear or cosine to zero, or constant."""
     hybrid: Mapping[str, Any] | None = None
     """Values of the HybridConfig; None trains without one."""
     tail_average: bool = False
@@ -61,6 +64,22 @@ class Arm:
     """Compute type of matrix products; empty for the run's."""
     probe_windows: int = 0
     """Least windows a jump is probed on; 0 for a share of the batch."""
+    reads: tuple[str, ...] = ()
+    """Read-outs of a run that serves all budgets (`readouts`), the best of them chosen on the tuning seed; empty for
+    one that ends with its schedule."""
+    decays: bool = False
+    """Whether that run lets its rate fall before it is read: warmup-stable-decay."""
+    run_as: str = ""
+    """Arm whose runs it reads in its own way; empty for one with runs of its own."""
+    gates: tuple[str, ...] = ()
+    """Arms that differ in their gate, strictest first; it runs as the first that keeps enough jumps on the tuning
+    seed."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it replaces steps or decay by extrapolation."""
+        jumps = self.hybrid is not None and self.hybrid["predictor"] not in LEADS and not self.control
+        return jumps or any(name in RIDGES for name in self.reads)
 
 
 ARMS: dict[str, Arm] = {
@@ -157,6 +176,65 @@ The others run at the longest budget only, but for "horizon-8" over batch sizes 
 """
 for _family in SETTINGS.values():
     ARMS |= _family
+
+MAIN = (
+    "adamw",
+    "adamw-cosine",
+    "constant-ema",
+    "wsd",
+    "ema-nesterov",
+    "muon",
+    "muon-constant-ema",
+    "muon-ema-nesterov",
+)
+"""Arms of the deciding protocol that run on every seed; the others run on the side seeds."""
+GATES = {f"trend-gate-{n}": gain for n, gain in enumerate((0.5, 0.25, 0.0, -0.5, -1.0, -2.0))}
+"""Gates from the usual one to one that refuses hardly anything: the least gain of a jump, as a share of what as many
+real steps would gain. Below 0 a jump may raise the probe's loss by that much."""
+LEAST_JUMPS = 10
+"""Jumps that the tuning seed's run must keep for its gate to be taken."""
+
+
+def _constant(words: str, optimizer: str = "adamw", **values: Any) -> Arm:
+    return Arm(optimizer=optimizer, schedule="constant", words=words, **values)
+
+
+def _read_from(arm: str, reads: Iterable[str], words: str) -> Arm:
+    return replace(ARMS[arm], run_as=arm, reads=tuple(reads), words=words)
+
+
+ARMS |= {
+    "adamw-cosine": Arm(schedule="cosine", words="AdamW, cosine decay, rate tuned"),
+    "constant": _constant("AdamW at a constant rate, every read-out", reads=(*MEANS, *RIDGES)),
+    "muon-constant": _constant("Muon at a constant rate, every read-out", "muon", reads=(*MEANS, *RIDGES)),
+    "wsd": _constant("AdamW, warmup-stable-decay", reads=("last",), decays=True),
+    "schedule-free": _constant("schedule-free AdamW", "schedule-free", reads=("average",)),
+    "ademamix": Arm(optimizer="ademamix", words="AdEMAMix, linear decay"),
+    "noise-matched": Arm(
+        hybrid=JUMP | {"predictor": "noise-matched", "gate": "always"},
+        tuned_as="block-trend-tuned",
+        control=True,
+        words="jumps of the trend's length and noise without its drift",
+    ),
+}
+ARMS |= {
+    name: Arm(
+        hybrid=JUMP | {"predictor": "block-trend", "confidence_threshold": 0.0, "least_gain": gain},
+        words=f"gated jumps, least gain {gain:g}",
+    )
+    for name, gain in GATES.items()
+}
+ARMS |= {
+    "constant-ema": _read_from("constant", MEANS, "AdamW at a constant rate, exponential mean read out"),
+    "constant-rre": _read_from("constant", RIDGES, "the same, reduced-rank extrapolation read out"),
+    "muon-constant-ema": _read_from("muon-constant", MEANS, "Muon at a constant rate, exponential mean read out"),
+    "muon-constant-rre": _read_from("muon-constant", RIDGES, "the same, reduced-rank extrapolation read out"),
+    "block-trend-tuned": Arm(
+        hybrid=ARMS["block-trend"].hybrid,
+        gates=tuple(GATES),
+        words="gated jumps along the block trend, gate tuned until jumps are kept",
+    ),
+}
 
 
 def hybrid_config(arm: Arm, total: int, seed: int, probe_size: int) -> HybridConfig | None:

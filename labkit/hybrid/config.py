@@ -13,10 +13,12 @@ Predictor = Literal[
     "learned",
     "frozen",
     "random",
+    "noise-matched",
     "ema-nesterov",
     "outer-nesterov",
 ]
-"""Ways to predict; `frozen` (no change) and `random` (a random direction of equal norm) are controls."""
+"""Ways to predict; `frozen` (no change), `random` (a random direction of equal norm) and `noise-matched` (of equal
+noise, too) are controls."""
 LEADS = ("ema-nesterov", "outer-nesterov")
 """Predictors that shift the weights of real steps and skip none."""
 Gate = Literal["probe", "always", "never"]

@@ -6,8 +6,10 @@ import torch
 
 from labkit import device, models
 from labkit.cost import Cost
+from labkit.hybrid.arms import ARMS, Arm
 from labkit.hybrid.contest import Contest
-from labkit.hybrid.study import ORACLE_SEEDS, make_study, n_cells
+from labkit.hybrid.frontier import DECAY, read_steps
+from labkit.hybrid.study import make_study, n_cells, n_oracles
 from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
 from labkit.schema_predict_phase import PredictPhase
 from labkit.units import GIB
@@ -28,7 +30,7 @@ def plan_study(params: PredictPhase) -> Cost:
     rate, basis = training_rate(params)
     study = make_study(params)
     work = [_work(contest) for contest in study.contests()]
-    oracle = _ORACLE_RUNS * ORACLE_SEEDS * params.steps * params.batch_size * params.context
+    oracle = _ORACLE_RUNS * n_oracles(params) * params.steps * params.batch_size * params.context
     original = n_parameters(params.original_task, params.original_vocab_size, 1024)
     original_tokens = 2 * 2 * params.original_steps * params.original_batch_size * params.original_context
     tokens = sum(n for n, _ in work) + oracle + original_tokens
@@ -50,12 +52,34 @@ def plan_study(params: PredictPhase) -> Cost:
 
 def _work(contest: Contest) -> tuple[float, float]:
     """Return the tokens of a comparison and the FLOPs of each: frozen weights need no gradient of their own."""
-    steps = contest.steps * len(contest.tuned_arms()) * len(contest.learning_rates)
-    steps += len(contest.seeds) * len(contest.arms) * sum(contest.lengths())
+    steps = tuning_steps(contest) + compared_steps(contest)
     if contest.task == CNN:
         return steps * contest.batch_size, _CNN_FLOPS
     each = (4.0 if contest.task in ADAPTED else 6.0) * values_of(contest)
     return steps * contest.batch_size * contest.context, each
+
+
+def tuning_steps(contest: Contest) -> int:
+    """Return the nominal steps of a comparison's sweeps if none needs an extension."""
+    arms = {ARMS[arm].run_as or arm: ARMS[arm] for arm in contest.tuned_arms()}.values()
+    shorter = sum(contest.lengths()) - contest.steps if contest.deciding else 0
+    around = min(3, len(contest.learning_rates))
+    steps = sum(len(contest.learning_rates) * _length(contest, arm) for arm in arms)
+    steps += sum(around * shorter for arm in arms if not arm.reads)
+    return steps + sum(len(arm.gates) * contest.steps for arm in arms)
+
+
+def compared_steps(contest: Contest) -> int:
+    """Return the nominal steps of a comparison's runs."""
+    arms = {ARMS[arm].run_as or arm: arm for arm in contest.arms}.values()
+    lengths = {arm: _length(contest, own) if (own := ARMS[arm]).reads else sum(contest.lengths()) for arm in arms}
+    return sum(len(contest.seeds_of(arm)) * steps for arm, steps in lengths.items())
+
+
+def _length(contest: Contest, arm: Arm) -> int:
+    """Return the steps of an arm's longest run; one that decays before every read-out takes those steps twice."""
+    again = sum(read_steps(contest.steps)[:-1]) if arm.decays else 0
+    return contest.steps + round(DECAY * again)
 
 
 def values_of(contest: Contest) -> int:

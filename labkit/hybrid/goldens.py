@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from labkit.hybrid.costs import CostSpec, measure_costs
+from labkit.hybrid.floors import FloorSpec, measure_floors
 from labkit.hybrid.growth import GrowthSpec, measure_growth
 from labkit.hybrid.noise import NoiseSpec, measure_noise
 from labkit.hybrid.oracle import OracleSpec, measure_oracle
@@ -60,6 +62,7 @@ GOLDENS = {
     train: (
         _text("adamw-tail", steps=96, held_out_windows=70),
         _text("adamw", task="text-1m", steps=2),
+        _text("adamw", task="text-1m-fused", steps=2),
         _text("adamw", task="text-10m", steps=2),
         _text("interval-1", learning_rate=5e-4),
         _text("horizon-8"),
@@ -75,7 +78,18 @@ GOLDENS = {
         _digits("muon-ema-nesterov", learning_rate=1e-4, steps=40),
         _digits("outer-nesterov", learning_rate=1e-3, steps=45),
         _digits("lookahead", learning_rate=1e-3, steps=20),
+        _text("adamw-cosine"),
+        _text("constant", steps=60),
+        _text("muon-constant", learning_rate=1e-3, steps=30),
+        _text("wsd", steps=40),
+        _text("schedule-free"),
+        _text("ademamix"),
+        _text("noise-matched"),
     ),
+    measure_costs: (
+        CostSpec(run=_text("adamw", steps=3), arms=("adamw", "constant-ema", "last-update", "ema-nesterov"), rounds=2),
+    ),
+    measure_floors: (FloorSpec(corpus="wiki-sample", vocab_size=288, context=8, held_out_windows=70),),
     measure_original: (_ORIGINAL, replace(_ORIGINAL, initialisation="usual")),
     measure_oracle: (OracleSpec(run=_text("adamw")),),
     measure_noise: (NoiseSpec(run=_text("adamw", steps=12)),),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from labkit.hybrid.leads import EmaNesterov, Lead, OuterNesterov
 from labkit.hybrid.learned import Learned
 from labkit.hybrid.modal import Modal
+from labkit.hybrid.noisy import NoiseMatched
 from labkit.hybrid.predictors import BlockTrend, Coasting, Frozen, LastUpdate, Predictor, RandomDirection
 
 JUMPS: dict[str, type[Predictor]] = {
@@ -15,6 +16,7 @@ JUMPS: dict[str, type[Predictor]] = {
     "learned": Learned,
     "frozen": Frozen,
     "random": RandomDirection,
+    "noise-matched": NoiseMatched,
 }
 """Predictors that jump."""
 LEAD_KINDS: dict[str, type[Lead]] = {"ema-nesterov": EmaNesterov, "outer-nesterov": OuterNesterov}

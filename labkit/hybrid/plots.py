@@ -5,7 +5,7 @@ Each function takes measured rows and returns (figure, the rows it drew); `labki
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from labkit.figures import style
 from labkit.hybrid.config import MEMORY_OPTIMIZED_BATCH, UPDATES
-from labkit.hybrid.protocol import BASELINE, Judgement
+from labkit.hybrid.protocol import Judgement
+from labkit.hybrid.speed import BASELINE
 
 Drawing = tuple[Figure, pd.DataFrame]
 
@@ -31,30 +32,48 @@ SHOWN = (
     "muon-block-trend",
 )
 """Arms drawn as lines; more could not be told apart. All are in the table and in runs.csv."""
+DECIDING = (
+    "adamw",
+    "adamw-cosine",
+    "constant-ema",
+    "constant-rre",
+    "wsd",
+    "ema-nesterov",
+    "muon",
+    "muon-constant-ema",
+    "muon-ema-nesterov",
+    "block-trend-tuned",
+)
+"""The same of the deciding protocol."""
 _GREY = "#777777"
 
 
-def loss_against_time(points: pd.DataFrame, per: str = "token") -> Drawing:
+def loss_against_time(points: pd.DataFrame, per: str = "token", floors: Mapping[str, float] | None = None) -> Drawing:
     """Plot the final loss of completed schedules against their training time, with standard errors over seeds.
 
     Args:
         points: rows with arm, steps, seconds, loss, seconds_sem, loss_sem.
         per: what the loss is a mean over.
+        floors: losses of n-gram predictors of the same text, by name.
     """
-    drawn = points[points["arm"].isin(SHOWN)]
+    chosen = DECIDING if set(DECIDING[1:4]) & set(points["arm"]) else SHOWN
+    drawn = points[points["arm"].isin(chosen)]
     fig, axes = plt.subplots(figsize=(8.0, 5.2))
-    looks = style(SHOWN)
-    for arm in [name for name in SHOWN if name in set(drawn["arm"])]:
+    looks = style(chosen)
+    for arm in [name for name in chosen if name in set(drawn["arm"])]:
         part = drawn[drawn["arm"] == arm].sort_values("seconds")
         errors = {"xerr": part["seconds_sem"], "yerr": part["loss_sem"], "capsize": 2}
         axes.errorbar(part["seconds"], part["loss"], label=arm, **errors, **looks[arm])
     base = drawn[drawn["arm"] == BASELINE]
     if len(base):
         axes.axhline(base["loss"].min(), color=_GREY, linewidth=0.8, linestyle=":", label="AdamW's final loss")
+    for name, nats in (floors or {}).items():
+        axes.axhline(nats, color=_GREY, linewidth=0.8, linestyle="--")
+        axes.annotate(name, (1.0, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_GREY)
     axes.set(xlabel="seconds of training, probes included", ylabel=f"held-out loss at the end, nats per {per}")
     ratio_axis(axes, drawn["seconds"])
     fig.legend(loc="outside lower center", ncols=4)
-    return fig, drawn
+    return fig, drawn.assign(**(floors or {}))
 
 
 def ratio_axis(axes: Axes, values: pd.Series) -> None:
@@ -202,8 +221,9 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
         axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **looks[arm])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="windows of a step over the gradient's noise scale", ylabel="times the speed of tuned AdamW")
-    ratio_axis(axes, rows["batch over noise scale"])
-    fig.legend(loc="outside lower center", ncols=len(names))
+    if names:  # none where a profile leaves batch sizes out
+        ratio_axis(axes, rows["batch over noise scale"])
+        fig.legend(loc="outside lower center", ncols=len(names))
     return fig, rows
 
 

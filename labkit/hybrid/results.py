@@ -17,6 +17,8 @@ from labkit.workflow.measured import Number, number
 
 HYBRID = "block-trend"
 """Arm that stands for the report's hybrid trainer: the same state machine, with a predictor that changes weights."""
+TUNED_HYBRID = "block-trend-tuned"
+"""The same with a gate that is tuned until jumps are kept; it stands for the trainer where it ran."""
 SHAPES = {"gpt2": (768, 12), "gpt2_medium": (1024, 24)}
 """Width and layers of the report's models."""
 VOCABULARY, POSITIONS = 50_257, 1_024
@@ -97,9 +99,9 @@ def growth_results(study: Study) -> dict[str, Number]:
 
 
 def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
-    """Return the hybrid's speed at equal loss on real text; nothing where its budgets hold only a bound."""
-    own = next((found for found in judgements if found.arm == HYBRID), None)
-    if own is None or own.reach.bound:
+    """Return the hybrid's speed at equal loss on real text; nothing where its budgets hold only a bound, or void."""
+    own = hybrid_of(judgements)
+    if own is None or own.reach.bound or own.void:
         return {}
     interval = own.reach.interval
     ends = None if interval is None else [interval.low, interval.high]
@@ -108,8 +110,26 @@ def comparison_results(judgements: Sequence[Judgement]) -> dict[str, Number]:
     return {"equal_loss_speed/hybrid": number(own.reach.ratio, "", ends, **told)}
 
 
-def out_of_reach(study: Study) -> dict[str, Any]:
-    """Name what this profile cannot measure, and what it would take, by its own rate of training."""
+def hybrid_of(judgements: Sequence[Judgement]) -> Judgement | None:
+    """Return what was found of the arm that stands for the report's trainer; None where none ran."""
+    found = {own.arm: own for own in judgements}
+    return found.get(TUNED_HYBRID) or found.get(HYBRID)
+
+
+def hybrid_arm(judgements: Sequence[Judgement]) -> str:
+    """Return the name of the arm that stands for the report's trainer."""
+    own = hybrid_of(judgements)
+    return own.arm if own else HYBRID
+
+
+def out_of_reach(study: Study, judgements: Sequence[Judgement] = ()) -> dict[str, Any]:
+    """Name what this profile cannot measure, and what it would take, by its own rate of training; what is void, too."""
+    own = hybrid_of(judgements)
+    void = {"equal_loss_speed/hybrid": {"why": f"void: {'; '.join(own.void)}"}} if own and own.void else {}
+    return _of_the_original(study) | void
+
+
+def _of_the_original(study: Study) -> dict[str, Any]:
     if study.params.original_task == "gpt2":
         return {}
     why = f"the report's protocol ran on {study.params.original_task} here, not on GPT-2 small"

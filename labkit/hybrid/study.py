@@ -14,17 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit import corpora, metrics, models, recorded_metrics
-from labkit.hybrid import growth, noise, oracle, original, train
+from labkit.hybrid import costs, floors, growth, noise, oracle, original, train
 from labkit.hybrid.arms import SETTINGS
 from labkit.hybrid.contest import Contest
+from labkit.hybrid.floors import FloorSpec
 from labkit.hybrid.growth import GrowthSpec
 from labkit.hybrid.noise import NoiseSpec
 from labkit.hybrid.oracle import OracleSpec
 from labkit.hybrid.original import OriginalSpec
 from labkit.hybrid.tasks import ADAPTED, CNN, Run
+from labkit.hybrid.tuning import n_compared, n_tuned, tune
 from labkit.progress import of_study
 from labkit.schema_predict_phase import PredictPhase
-from labkit.training.sweep import next_rates
 from labkit.workers import process_pool
 from labkit.workflow.cell import CellFunction, Json, plain
 from labkit.workflow.cells import Cells
@@ -32,8 +33,6 @@ from labkit.workflow.cells import Cells
 ORACLE_SEEDS = 3
 BY_BATCH = ["adamw", "block-trend", "horizon-8", "last-update"]
 """Arms that are compared over batch sizes: the baseline, jumps with and without a gate, the last update."""
-MAX_EXTENSIONS = 3
-"""Learning rates beyond the declared ones that are tried before an optimum at the edge is taken as not found."""
 
 
 @dataclass
@@ -93,17 +92,19 @@ def run_study(params: PredictPhase) -> Study:
             if found := runner.one(original.measure_original, spec, f"original, {spec.initialisation} init"):
                 study.originals[spec.initialisation] = found
         for contest in study.contests():
-            runner.tune(contest)
+            tune(contest, runner)
         if study.cells.unknown:
             study.cells.require()  # what is compared follows from the sweeps
         runner.train(run for own in (study.text_contests(), study.other_contests()) for run in by_seed(own))
         runner.measure_noises()
         base = study.scratch.baseline_run()
-        study.oracles = runner.ask_oracle(base, ORACLE_SEEDS)
+        study.oracles = runner.ask_oracle(base, n_oracles(params))
         if study.adapted:
             study.adapted_oracles = runner.ask_oracle(study.adapted.baseline_run(), n_adapted_oracles(params))
         growth_spec = GrowthSpec(run=base, predicted_steps=params.memory_steps)
         study.growth = runner.one(growth.measure_growth, growth_spec, "memory")
+        for contest in (own for own in study.contests() if own.deciding):
+            runner.price(contest)  # last: nothing else of the study runs beside it
     study.cells.require()
     return study
 
@@ -127,13 +128,14 @@ def make_study(params: PredictPhase) -> Study:
     }
     digits = {"task": CNN, "steps": params.cnn_steps, "batch_size": params.cnn_batch_size, "arms": params.cnn_arms}
     side = shared | {"seeds": params.side_seeds}
+    deciding = {"deciding": params.cost_rounds is not None}
     varied = ["adamw", *(arm for family in params.settings for arm in SETTINGS[family])]
     return Study(
         params,
         Cells.of(params.hardware, params.report_id()),
-        scratch=Contest(params, **shared),
-        adapted=Contest(params, **shared | adapted) if params.finetune_steps else None,
-        digits=Contest(params, **shared | digits) if params.cnn_steps else None,
+        scratch=Contest(params, **shared, **deciding),
+        adapted=Contest(params, **shared | adapted, **deciding) if params.finetune_steps else None,
+        digits=Contest(params, **shared | digits, **deciding) if params.cnn_steps else None,
         settings=Contest(params, **side | {"arms": varied, "budgets": [1.0]}) if params.settings else None,
         by_batch={n: Contest(params, **side | {"arms": BY_BATCH, "batch_size": n}) for n in params.noise_batch_sizes},
     )
@@ -187,21 +189,33 @@ class _Runner:
             progress.skip(len(asked) - len(labels), "shared")
         self._study.scratch.results.update(self.each(train.train, labels))
 
-    def tune(self, contest: Contest) -> None:
-        """Sweep every arm's learning rate on the tuning seed, and beyond an edge that is best."""
-        losses: dict[str, dict[float, float]] = {arm: {} for arm in contest.tuned_arms()}
-        wanted = {arm: list(contest.learning_rates) for arm in losses}
-        for extension in range(MAX_EXTENSIONS + 1):
-            runs = {(arm, rate): contest.tuning_run(arm, rate) for arm, rates in wanted.items() for rate in rates}
-            if extension and self._study.cells.progress:
-                self._study.cells.progress.extend(len(runs))
-            self.train(runs.values())
-            for (arm, rate), run in runs.items():
-                losses[arm][rate] = contest.loss(run)
-            wanted = {arm: further for arm, own in losses.items() if (further := next_rates(own))}
-            if not wanted or self._study.cells.unknown:
-                break
-        contest.choose(losses)
+    def is_known(self, run: Run) -> bool:
+        """Say whether a run has been asked for before."""
+        return run in self._trained
+
+    def extend(self, n: int) -> None:
+        """Say that so many cells more than planned are to come."""
+        if self._study.cells.progress:
+            self._study.cells.progress.extend(n)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether what follows from the cells cannot be told, because some are not on record and none may run."""
+        return bool(self._study.cells.unknown)
+
+    def price(self, contest: Contest) -> None:
+        """Price the steps of a comparison, and find the floors under it where its tokens are our own."""
+        task, spec = contest.task, contest.cost_spec(self._study.params.cost_rounds)
+        contest.costs = self.one(costs.measure_costs, spec, label := f"{task}: costs of steps")
+        if contest.costs is None and not self._study.cells.missing:
+            raise RuntimeError(
+                f"{label} failed, and no run's own time may stand in: {self._study.cells.failures[label]}"
+            )
+        if task == CNN or task in ADAPTED:
+            return
+        sizes = {name: getattr(contest, name) for name in ("vocab_size", "context", "held_out_windows")}
+        floor = FloorSpec(corpus=contest.params.corpus, **sizes)
+        contest.floors = self.one(floors.measure_floors, floor, f"{task}: n-gram floors") or {}
 
     def measure_noises(self) -> None:
         """Measure the noise of the gradient along the baseline of every batch size."""
@@ -255,15 +269,27 @@ def by_seed(contests: Sequence[Contest]) -> list[Run]:
     return sorted(runs, key=lambda run: seeds.index(run.seed))
 
 
+def n_oracles(params: PredictPhase) -> int:
+    """Return on how many seeds the oracle is asked: one where runs are long, since each asks for five of them."""
+    return 1 if params.cost_rounds else ORACLE_SEEDS
+
+
 def n_adapted_oracles(params: PredictPhase) -> int:
     """Return on how many seeds the oracle is asked about the pretrained model: none where too few are compared."""
-    return ORACLE_SEEDS if params.finetune_steps and len(params.finetune_seeds) >= ORACLE_SEEDS else 0
+    enough = params.finetune_steps and len(params.finetune_seeds) >= ORACLE_SEEDS
+    return ORACLE_SEEDS if enough and not params.cost_rounds else 0
 
 
 def n_cells(params: PredictPhase) -> int:
     """Return the cells of a study whose sweeps need no extension."""
-    n = len(original.INITIALISATIONS) + ORACLE_SEEDS + n_adapted_oracles(params) + len(params.noise_batch_sizes) + 1
+    n = (
+        len(original.INITIALISATIONS)
+        + n_oracles(params)
+        + n_adapted_oracles(params)
+        + len(params.noise_batch_sizes)
+        + 1
+    )
     for contest in make_study(params).contests():
-        n += len(contest.tuned_arms()) * len(contest.learning_rates)
-        n += len(contest.seeds) * len(contest.budgets) * len(contest.arms)
+        n += n_tuned(contest) + n_compared(contest)
+        n += contest.deciding + (contest.deciding and contest.task not in (CNN, *ADAPTED))
     return n

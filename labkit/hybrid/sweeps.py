@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from labkit.hybrid import protocol
+from labkit.hybrid import speed
 from labkit.hybrid.arms import ARMS, SETTINGS
 from labkit.hybrid.study import Study
 from labkit.units import MIB
@@ -20,7 +20,7 @@ def settings_table(study: Study) -> pd.DataFrame:
     if study.settings is None:
         return pd.DataFrame()
     own = study.settings.comparison()
-    base = study.scratch.comparison()
+    base = study.scratch.comparison(own_time=True)
     runs = pd.concat([base[(base["arm"] == "adamw") & base["seed"].isin(own["seed"])], own[own["arm"] != "adamw"]])
     longest = base[(base["arm"] == "adamw") & (base["steps"] == base["steps"].max())].set_index("seed")
     rows = []
@@ -36,7 +36,7 @@ def settings_table(study: Study) -> pd.DataFrame:
                 "predicted steps": part["predicted_steps"].mean(),
                 "loss, %": 100 * float((part["loss"] / beside["loss"] - 1).mean()),
                 "time": float((part["seconds"] / beside["seconds"]).mean()),
-                "speed at equal loss": str(protocol.reach(runs, arm)),
+                "speed at equal loss": str(speed.reach(runs, arm)),
                 "memory added, MiB": part["added_bytes"].mean() / MIB,
             }
         )
@@ -53,7 +53,7 @@ def noise_table(study: Study) -> pd.DataFrame:
         scales = [p["scale"] for p in study.noises.get(size, {"points": []})["points"] if p["scale"] is not None]
         scale, runs = float(np.mean(scales)) if scales else np.nan, contest.comparison()
         for arm in contest.arms[1:]:
-            found = protocol.reach(runs, arm)
+            found = speed.reach(runs, arm)
             rows.append(
                 {
                     "windows a step": size,
@@ -66,4 +66,5 @@ def noise_table(study: Study) -> pd.DataFrame:
                     "bound": found.bound,
                 }
             )
-    return pd.DataFrame(rows)
+    names = ("windows a step", "noise scale, windows", "batch over noise scale", "arm", "speed", "low", "high", "bound")
+    return pd.DataFrame(rows, columns=list(names))

@@ -11,8 +11,10 @@ import pandas as pd
 from labkit.hybrid import original
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.contest import Contest
-from labkit.hybrid.protocol import BASELINE, Judgement, frontier
+from labkit.hybrid.protocol import Judgement
+from labkit.hybrid.speed import BASELINE, frontier
 from labkit.hybrid.study import Study
+from labkit.stats import ratio_ci
 from labkit.units import MIB
 
 LEARNED = 0.02
@@ -60,12 +62,43 @@ def original_curves(study: Study) -> pd.DataFrame:
 
 
 def tuning_table(contest: Contest) -> pd.DataFrame:
-    """Return the chosen rate of every arm and whether it lies inside the rates tried."""
+    """Return the chosen rate of every arm and whether it lies inside the rates tried, by budget where each has its own.
+
+    Of arms that have one, the chosen read-out or gate stands beside it.
+    """
+    if contest.by_budget:
+        return pd.DataFrame([_tuned(contest, arm, steps) for arm in contest.arms for steps in contest.lengths()])
     rows = [
         {"arm": arm, "peak rate": rate, "inside the sweep": contest.interior[arm], "what it is": ARMS[arm].words}
         for arm, rate in contest.best_rate.items()
     ]
     return pd.DataFrame(rows)
+
+
+def _tuned(contest: Contest, arm: str, steps: int) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "steps": steps,
+        "peak rate": contest.rate(arm, steps),
+        "inside the sweep": contest.is_inside(arm, steps),
+        "chosen": contest.read_out.get((arm, steps)) or contest.gates.get(arm, ""),
+        "what it is": ARMS[arm].words,
+    }
+
+
+def costs_table(contest: Contest) -> pd.DataFrame:
+    """Return milliseconds of a real step, a probe and a jump by arm, and a step over the baseline's; empty without.
+
+    Means of the rounds; the ratio is that of geometric means, with Student's interval over rounds.
+    """
+    found = contest.costs or {"step": {}, "forward": {}, "jump": {}}
+    rows = []
+    for arm, seconds in found["step"].items():
+        others = {f"{kind}, ms": found[kind].get(arm, []) for kind in ("forward", "jump")}
+        means = {name: 1e3 * float(np.mean(own)) if own else np.nan for name, own in others.items()}
+        ratio = str(ratio_ci(seconds, found["step"][BASELINE])) if arm != BASELINE else "1"
+        rows.append({"arm": arm, "step, ms": 1e3 * float(np.mean(seconds))} | means | {"step over AdamW's": ratio})
+    return pd.DataFrame(rows, columns=["arm", "step, ms", "forward, ms", "jump, ms", "step over AdamW's"])
 
 
 def frontiers(runs: pd.DataFrame) -> pd.DataFrame:
@@ -87,9 +120,9 @@ def phase_time_table(contest: Contest) -> pd.DataFrame:
 
     The share of Predict is that of probing and jumping; its milliseconds are for each predicted step.
     """
-    rows, longest = [], [run for run in contest.compared_runs() if run.steps == contest.steps]
+    rows, longest = [], [entry for entry in contest.entries() if entry.steps == contest.steps]
     for arm in contest.arms:
-        own = [contest.results[run] for run in longest if run.arm == arm and run in contest.results]
+        own = [contest.results[one.run] for one in longest if one.arm == arm and one.run in contest.results]
         row: dict[str, Any] = {"arm": arm}
         for phase in ("warmup", "full", "predict", "correct"):
             seconds = float(np.mean([r["phase_seconds"].get(phase, 0.0) for r in own]))
@@ -102,8 +135,8 @@ def phase_time_table(contest: Contest) -> pd.DataFrame:
 
 def accuracy_table(contest: Contest) -> pd.DataFrame:
     """Return the share of held-out digits each arm recognises at its longest budget, mean and extremes of seeds."""
-    longest = [run for run in contest.compared_runs() if run.steps == contest.steps and run in contest.results]
-    rows = [{"arm": run.arm, "accuracy, %": 100 * contest.results[run]["accuracy"]} for run in longest]
+    longest = [one for one in contest.entries() if one.steps == contest.steps and one.run in contest.results]
+    rows = [{"arm": one.arm, "accuracy, %": 100 * contest.results[one.run]["accuracy"]} for one in longest]
     return pd.DataFrame(rows).groupby("arm", sort=False)["accuracy, %"].agg(["mean", "min", "max"]).reset_index()
 
 
@@ -160,7 +193,7 @@ def memory_points(study: Study) -> pd.DataFrame:
 
 def timeline(contest: Contest, arm: str) -> pd.DataFrame:
     """Return the decisions of one run of an arm, first seed and longest budget: step, horizon, probe, remark."""
-    own = [run for run in contest.results if run.arm == arm and run.seed in contest.seeds]
+    own = [run for run in contest.results if run.arm == contest.runs_as(arm) and run.seed in contest.seeds]
     if not own:
         return pd.DataFrame()
     longest = max(own, key=lambda run: (run.steps, -run.seed))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,10 @@ from labkit import device, memory
 from labkit.hybrid.arms import ARMS, hybrid_config
 from labkit.hybrid.digits import Digits, accuracy
 from labkit.hybrid.engine import Hybrid
+from labkit.hybrid.frontier import Follower, read_steps
 from labkit.hybrid.gate import Losses, probe_size, untouched
 from labkit.hybrid.optimizers import Schedule, make_optimizer, warmup_steps
+from labkit.hybrid.readouts import Readouts
 from labkit.hybrid.tasks import CNN, PACKAGES, Run, Text, build, data_of, losses_of, revisions, score
 from labkit.hybrid.vectors import copies
 from labkit.workflow.cell import cell
@@ -45,7 +48,7 @@ def train(run: Run) -> dict[str, Any]:
         plain JSON: held-out nats per token by block before and after, seconds of training (probes included, scoring
         not), real steps and forward passes of probes, tokens, phases, decisions, and the bytes that training added to
         the weights at its peak. A run that diverged is no less a run: it learned nothing, so it has the loss it started
-        from, and says so.
+        from, and says so. An arm that is read within one run has `frontier`, too: nats by step and read-out.
     """
     device.set_threads(run.threads)
     device.set_determinism(run.seed, run.device)
@@ -54,10 +57,15 @@ def train(run: Run) -> dict[str, Any]:
     before = _initial_nats(run, model, held_out)
     memory.release()
     with device.peak_memory(run.device) as peak:
-        found = _fit(run, model, data)
+        if ARMS[run.arm].reads:
+            found = _follow(run, model, data, lambda: float(score(model, held_out, run.batch_size).mean()))
+        else:
+            found = _fit(run, model, data)
     after = score(model, held_out, run.batch_size)
     diverged = not np.isfinite(after).all()
     after = before if diverged else after
+    for read in found.get("frontier", {}).values():
+        read |= {name: float(before.mean()) for name, nats in read.items() if not math.isfinite(nats)}
     shares = {"accuracy": accuracy(model, held_out)} if run.task == CNN else {}
     return (
         found
@@ -87,8 +95,7 @@ def _initial_nats(run: Run, model: nn.Module, held_out: Tensor) -> np.ndarray:
 def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
     """Run the loop of an arm; the model is left with what the arm reads out."""
     arm = ARMS[run.arm]
-    optimizer = make_optimizer(model, arm.optimizer, run.learning_rate, weight_decay=run.weight_decay, beta2=run.beta2)
-    schedule = Schedule(optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction))
+    optimizer, schedule = optimizer_of(run, model)
     config, probe = hybrid_config(arm, run.steps, run.seed, probe_size(run.batch_size)), Probe(run, model, data)
     hybrid = config and Hybrid(model, optimizer, config, total_steps=run.steps, scheduler=schedule, probe=probe.draw)
     tail = TailAverage(model, run.steps) if arm.tail_average else None
@@ -96,7 +103,7 @@ def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
     for step, windows in enumerate(data.batches()):
         if hybrid.over if hybrid else step == run.steps:
             break
-        losses.append(_step(run, model, optimizer, schedule, hybrid, windows))
+        losses.append(take_step(run, model, optimizer, schedule, hybrid, windows))
         if tail:
             tail.observe(step)
     _synchronize(run.device)
@@ -106,9 +113,40 @@ def _fit(run: Run, model: nn.Module, data: Text | Digits) -> dict[str, Any]:
     return _account(run, losses, seconds, probe.n_forwards, hybrid)
 
 
-def _step(
+def optimizer_of(run: Run, model: nn.Module) -> tuple[Any, Schedule]:
+    """Build what takes the real steps of a run's arm, and its schedule."""
+    arm, rate = ARMS[run.arm], run.learning_rate
+    decays = {"weight_decay": run.weight_decay, "beta2": run.beta2}
+    optimizer = make_optimizer(model, arm.optimizer, rate, **decays, total=run.steps)
+    return optimizer, Schedule(optimizer, run.steps, warmup_steps(run.steps, run.warmup_fraction), arm.schedule)
+
+
+def readouts_of(run: Run, parameters: list[nn.Parameter], optimizer: Any, names: Sequence[str]) -> Readouts:
+    """Return read-outs of a run, by name."""
+    return Readouts(names, parameters, read_steps(run.steps), getattr(optimizer, "averages", None))
+
+
+def _follow(run: Run, model: nn.Module, data: Text | Digits, scored: Callable[[], float]) -> dict[str, Any]:
+    """Run an arm that is read at several steps; the model is left with the last of them."""
+    arm, (optimizer, schedule) = ARMS[run.arm], optimizer_of(run, model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    own = Follower(
+        parameters, optimizer, schedule, lambda w: take_step(run, model, optimizer, schedule, None, w), scored
+    )
+    if arm.decays:
+        own.decay(data.batches(), run.steps)
+    else:
+        own.go(data.batches(), run.steps, readouts_of(run, parameters, optimizer, arm.reads))
+    found = _account(run, own.losses, own.seconds, 0, None)
+    tokens = own.n_steps * run.batch_size * run.context
+    counted = {"real_steps": own.n_steps, "tokens": tokens, "phases": {"full": own.n_steps}}
+    return found | counted | {"frontier": own.frontier}
+
+
+def take_step(
     run: Run, model: nn.Module, optimizer: Any, schedule: Schedule, hybrid: Hybrid | None, windows: Tensor
 ) -> float:
+    """Take one real step with all its bookkeeping, and return its loss."""
     if hybrid:
         hybrid.step_begin()
     value = _accumulate(run, model, windows)

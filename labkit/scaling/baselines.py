@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.scaling import ngrams
+from labkit.corpora import ngrams
 from labkit.scaling.data import block_sums, load_tokens
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow import data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from labkit.hybrid import goldens, growth, noise, oracle, original, train
+from labkit.hybrid import costs, floors, goldens, growth, noise, oracle, original, train
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.kinds import JUMPS, LEAD_KINDS
 from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
@@ -12,13 +12,15 @@ TRAINED = goldens.GOLDENS[train.train]
 
 def test_every_cell_function_has_goldens():
     own = {original.measure_original, oracle.measure_oracle, noise.measure_noise, growth.measure_growth}
-    assert goldens.GOLDENS.keys() == own | {train.train}
+    assert goldens.GOLDENS.keys() == own | {train.train, costs.measure_costs, floors.measure_floors}
 
 
 def test_every_predictor_optimizer_and_kind_of_task_is_trained():
     arms = [ARMS[run.arm] for run in TRAINED]
     assert {arm.hybrid["predictor"] for arm in arms if arm.hybrid} == JUMPS.keys() | LEAD_KINDS.keys()
-    assert {arm.optimizer for arm in arms} == {"adamw", "muon"}
+    assert {arm.optimizer for arm in arms} == {arm.optimizer for arm in ARMS.values()}
+    assert {arm.schedule for arm in arms} == {arm.schedule for arm in ARMS.values()}
+    assert {name for arm in arms for name in arm.reads} == {name for arm in ARMS.values() for name in arm.reads}
     assert any(arm.tail_average for arm in arms)
     assert any(arm.micro_batches > 1 and arm.dtype == "bfloat16" for arm in arms)
     tasks = {run.task for run in TRAINED}

@@ -19,6 +19,7 @@ SMALL = {
     "held_out_windows": 16,
     "memory_steps": 16,
     "finetune_steps": 0,
+    "cost_rounds": None,
 }
 
 

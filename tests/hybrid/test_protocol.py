@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from labkit.hybrid import protocol
+from labkit.hybrid import speed as equal_loss
 
 BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -91,10 +92,11 @@ def ragged():
 def test_the_interval_is_students_over_a_loop_of_seeds(table):
     parts = [table[table["seed"] == seed] for seed in range(8)]
     logs = [
-        math.log(protocol.speed(*(protocol.frontier(part, name) for name in ("muon", "adamw")))[0]) for part in parts
+        math.log(equal_loss.speed(*(equal_loss.frontier(part, name) for name in ("muon", "adamw")))[0])
+        for part in parts
     ]
     slowly = scipy_stats.t.interval(0.95, 7, np.mean(logs), scipy_stats.sem(logs))
-    found = protocol.reach(table, "muon").interval
+    found = equal_loss.reach(table, "muon").interval
     assert [found.low, found.estimate, found.high] == pytest.approx(np.exp([slowly[0], np.mean(logs), slowly[1]]))
     assert found.low < found.high
 
@@ -114,7 +116,7 @@ def test_the_interval_covers_the_true_speed_at_the_seeds_it_is_used_with(n_seeds
                     {"arm": arm, "steps": int(s), "seed": seed, "seconds": s, "loss": x, "jumps": 0}
                     for s, x in zip(budgets, loss, strict=True)
                 ]
-        found = protocol.reach(pd.DataFrame(rows), "muon")
+        found = equal_loss.reach(pd.DataFrame(rows), "muon")
         covered += found.interval is not None and found.interval.contains(1.5)
     assert covered / 500 >= 0.92
 
@@ -141,7 +143,7 @@ def test_what_the_last_bits_of_the_seconds_are_does_not_show():
 
 def test_an_arm_without_a_pair_has_no_speed():
     table = runs(muon=1.3)
-    assert str(protocol.reach(table[table["arm"] == "adamw"], "muon")) == "nan"
+    assert str(equal_loss.reach(table[table["arm"] == "adamw"], "muon")) == "nan"
 
 
 def test_few_seeds_allow_no_claim():
@@ -162,13 +164,13 @@ def test_a_seed_with_a_missing_run_is_left_out_on_both_sides():
 
 
 def test_losses_between_and_beyond_budgets():
-    line = protocol.frontier(runs(), "adamw")
-    seconds, bound = protocol.time_to(line, float(line["loss"].iloc[2]))
+    line = equal_loss.frontier(runs(), "adamw")
+    seconds, bound = equal_loss.time_to(line, float(line["loss"].iloc[2]))
     assert (seconds, bound) == (pytest.approx(60.0), "")
-    assert protocol.time_to(line, 9.0) == (20.0, "at least")
+    assert equal_loss.time_to(line, 9.0) == (20.0, "at least")
     with pytest.raises(ValueError, match=r"never reaches 1\.0"):
-        protocol.time_to(line, 1.0)
-    assert protocol.loss_at(line, 1e6) == line["loss"].iloc[-1]
+        equal_loss.time_to(line, 1.0)
+    assert equal_loss.loss_at(line, 1e6) == line["loss"].iloc[-1]
 
 
 def test_a_worse_longer_budget_does_not_make_the_arm_worse():

@@ -14,8 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from labkit.corpora import Tokens
-from labkit.scaling import ngrams
+from labkit.corpora import Tokens, ngrams
 from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.data import FLOORS, N_BLOCKS, GridData, block_sums, load_tokens, paired_gain, token_nats
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.scaling import ngrams
+from labkit.corpora import ngrams
 
 VOCAB = 11
 """Ids 0..10; id 10 never occurs in TRAIN."""
