@@ -74,6 +74,8 @@ def test_a_gain_is_the_ratio_of_seconds_a_sample_and_slow_rounds_cancel() -> Non
         found = results.speedup(timed(), n)
         assert found["value"] == pytest.approx((SHARED + EACH) / (SHARED / n + EACH))
         assert found["ci"] == pytest.approx([found["value"]] * 2)
+        both = (1 + 1.1 + 1.21) * (SHARED + EACH + SHARED + EACH * n)
+        assert found["seconds"] == pytest.approx(both), "both arms, three rounds"
 
 
 def test_the_law_finds_what_is_shared_and_what_each_sample_takes() -> None:
