@@ -11,6 +11,7 @@ BOARD   := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/aim
 TRACK   ?=
 FRESH   ?=
 ANYWHERE ?=
+UNCOMMITTED ?=
 LAB     ?=
 # What labkit.kernels says that a kernel should find.
 KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
@@ -54,7 +55,7 @@ figures: $(WINGS) claims  ## run every notebook that is not up to date and publi
 define REPORT_RULES
 $(sort $(1) $(subst _,-,$(1))): $(OUT)/$(1)/done
 $(OUT)/$(1)/done: notebooks/$(2) params/$(1).yaml params/hardware/$(HW).yaml | $(READY)
-	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))$(if $(FRESH), --fresh)$(if $(ANYWHERE), --anywhere)
+	$(BIN)/labkit run $(1) --hw $(HW)$(if $(TRACK), --track $(TRACK))$(if $(FRESH), --fresh)$(if $(ANYWHERE), --anywhere)$(if $(UNCOMMITTED), --uncommitted)
 endef
 $(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard notebooks/*_$(r).ipynb)))))
 $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
@@ -63,10 +64,10 @@ $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
 render: $(READY)  ## make published figures again from committed cells, in seconds, training nothing
 	@$(if $(RENDERED),:,echo "no cells are committed for $(HW); those with some: $(notdir $(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(wildcard figures/*/*/cells.json.xz))))))" && exit 2)
 	$(if $(RENDERED),+@$(MAKE) --no-print-directory -j2 $(addprefix render-,$(RENDERED)))
-	$(if $(wildcard figures/$(HW)/claims/claims.csv),$(BIN)/labkit render claims --hw $(HW))
+	$(if $(wildcard figures/$(HW)/claims/claims.csv),$(BIN)/labkit render claims --hw $(HW)$(if $(UNCOMMITTED), --uncommitted))
 
 render-%: $(READY)
-	$(BIN)/labkit render $* --hw $(HW)
+	$(BIN)/labkit render $* --hw $(HW)$(if $(UNCOMMITTED), --uncommitted)
 
 readme: $(READY)  ## the parts of README.md that say what came out, from what is published
 	$(BIN)/python -m labkit.readme

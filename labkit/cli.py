@@ -56,6 +56,10 @@ Anywhere = Annotated[
 Track = Annotated[
     str | None, typer.Option("--track", help="Follow the run: aim, tensorboard, or none to switch the profile's off.")
 ]
+Uncommitted = Annotated[
+    bool,
+    typer.Option("--uncommitted", help="Publish although no commit holds what makes the figures; marks the record."),
+]
 
 
 @app.command()
@@ -66,6 +70,7 @@ def run(
     track: Track = None,
     fresh: Fresh = False,
     anywhere: Anywhere = False,
+    uncommitted: Uncommitted = False,
 ) -> None:
     """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
     from labkit import run as runner
@@ -74,7 +79,7 @@ def run(
     os.environ |= {name: "1" for name, asked in ((FRESH, fresh), (ANYWHERE, anywhere)) if asked}
 
     try:
-        runner.run(report, hw, _overrides(param), say=console.print, track=track)
+        runner.run(report, hw, _overrides(param), say=console.print, track=track, uncommitted=uncommitted)
     except KeyboardInterrupt:
         # asyncio would print the traceback of the interrupted cell below the one line that matters.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -159,11 +164,11 @@ def audit(
 
 
 @app.command()
-def render(report: Report, hw: Hardware = "cpu") -> None:
+def render(report: Report, hw: Hardware = "cpu", uncommitted: Uncommitted = False) -> None:
     """Make a published profile's figures, tables and verdicts again from its cells on record, training nothing."""
     from labkit import run as runner
 
-    runner.render(report, hw, say=console.print)
+    runner.render(report, hw, say=console.print, uncommitted=uncommitted)
 
 
 @evidence.command("check")

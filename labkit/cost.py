@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -32,3 +33,14 @@ class Cost:
     def seconds(self) -> float:
         """Time of the work itself; figures and tables add about half a minute."""
         return self.flops / self.flops_per_second + self.other_seconds
+
+
+def side_by_side(seconds: Iterable[float], workers: int) -> float:
+    """Return the least time in which workers finish some cells: an even share of all, and never less than the longest.
+
+    Args:
+        seconds: of every cell that a number stands on: each arm, each seed, each rate of a sweep.
+        workers: how many run at a time; 1 where time is measured, for such cells run alone.
+    """
+    every = list(seconds)
+    return max(sum(every) / workers, max(every))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from labkit.params import scale
 from labkit.schema import Params
 from labkit.workflow.cells import Cells, rendering, store_of
 from labkit.workflow.evidence import summary
-from labkit.workflow.origin import gathered, origin
+from labkit.workflow.origin import gathered, git_state, origin
 from labkit.workflow.tables import rounded, to_csv
 
 
@@ -169,3 +170,54 @@ def write_results(
     }
     write_atomically(folder / "results.json", dump_json(document))
     cells.pack(folder)
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return every file below a folder by its name in it."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def this_run(seconds: float) -> dict[str, Any]:
+    """Say what is on record of a run that ends now."""
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"seconds": round(seconds, 1), "finished": finished, "git": git_state()}
+
+
+def last_run(report: str, hardware: str) -> dict[str, Any] | None:
+    """Return what is on record of the run that computed what is now rendered again."""
+    path = paths.figures(hardware, report) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("run") if path.exists() else None
+
+
+def write_run(
+    folder: Path,
+    params: Params,
+    ran: Mapping[str, Any] | None,
+    inputs: Mapping[str, str],
+    overrides: Mapping[str, Any] | None,
+    uncommitted: Sequence[str],
+) -> None:
+    """Write run.json: what ran, from what, and what came out.
+
+    Args:
+        folder: where it goes, beside everything that came out.
+        params: the resolved parameters.
+        ran: of `this_run`, or of `last_run` where a report is only rendered again.
+        inputs: hashes of the files that it was made from, by name.
+        overrides: values for this run only.
+        uncommitted: files that no commit holds, of figures that git keeps.
+
+    Raises:
+        DiskFull: no room.
+    """
+    document = {
+        "report": params.report_id(),
+        "profile": params.hardware,
+        "scale": scale(params),
+        "overrides": dict(overrides or {}),
+        "run": ran,
+        "inputs": dict(inputs),
+        "outputs": {name: file_hash(path) for name, path in files_in(folder).items()},
+    }
+    document |= {"uncommitted": list(uncommitted)} if uncommitted else {}
+    write_atomically(folder / "run.json", dump_json(document))

@@ -27,10 +27,9 @@ from labkit.plan import describe, plan
 from labkit.schema import Params
 from labkit.track import choose, follow
 from labkit.watch import cells, in_terminal, watch
-from labkit.workflow import lock, notebook, publish
+from labkit.workflow import committed, lock, notebook, publish
 from labkit.workflow.cells import RENDER
 from labkit.workflow.evidence import functions_of, look
-from labkit.workflow.origin import git_state
 
 __all__ = ["describe", "doctor", "exclusive", "plan", "render", "run", "status"]
 
@@ -46,6 +45,7 @@ def run(
     say: Callable[[str], None] = print,
     *,
     track: str | None = None,
+    uncommitted: bool = False,
 ) -> Path:
     """Execute a report's notebook on a profile and publish its outputs.
 
@@ -55,17 +55,21 @@ def run(
         overrides: values for this run only; the run is then marked `custom` and `make` does not count it as done.
         say: receives the lines meant for people.
         track: tracker that follows the run, "none" for no tracker; by default the profile's.
+        uncommitted: publish figures that git keeps although no commit holds what makes them; the record then says so.
 
     Returns:
         the published folder.
 
     Raises:
         ValueError: bad parameters, a missing device or corpus, too little memory, a full disk, code that no longer
-            does what its version promises, or a second run of the same target; the last good figures are untouched.
+            does what its version promises, changes that no commit holds, or a second run of the same target; the last
+            good figures are untouched.
         record.RunFailed: the notebook raised, its kernel died or it did not write a declared output; the last good
             figures are untouched.
     """
     resolved, tracker = params.resolve(report, hardware, overrides), choose(track, hardware)
+    if not uncommitted:
+        committed.refuse_uncommitted(paths.figures(hardware, report))
     cost = plan(resolved)
     say(describe(resolved, cost))
     _refuse(doctor(resolved, cost))
@@ -77,17 +81,25 @@ def run(
     return published
 
 
-def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Path:
+def render(report: str, hardware: str, say: Callable[[str], None] = print, *, uncommitted: bool = False) -> Path:
     """Make the figures, tables and verdicts of a published profile again from its cells on record, running none.
+
+    Args:
+        report: which report.
+        hardware: which profile.
+        say: receives the lines meant for people.
+        uncommitted: as for `run`.
 
     Returns:
         the published folder.
 
     Raises:
-        ValueError: cells are missing, which are listed; a second run of the same target.
+        ValueError: cells are missing, which are listed; changes that no commit holds; a second run of the same target.
         record.RunFailed: as `run`.
     """
     resolved = params.resolve(report, hardware)
+    if not uncommitted:
+        committed.refuse_uncommitted(paths.figures(hardware, report))
     state = look(resolved)
     if lacking := [*state.missing, *(f"{name} ({why})" for name, why in state.outdated.items())]:
         listed = "\n".join(f"  {one}" for one in lacking)
@@ -104,13 +116,14 @@ def _make(
     report, hardware = resolved.report_id(), resolved.hardware
     with publish.staging(paths.figures(hardware, report)) as staging:
         started, inputs = time.time(), input_hashes(report, hardware)
+        changed = committed.uncommitted(paths.figures(hardware, report))
         # Another machine's record that is shown here is no run: `make figures` still has to make one.
         counts = not environment or was_run_here(report, hardware)
         executed = _execute(resolved, staging, say, environment)
         _check_outputs(resolved, staging, executed)
         _write_notebook(executed, staging)
-        ran = _last_run(report, hardware) if environment else _this_run(time.time() - started)
-        _write_record(resolved, staging, ran, inputs, overrides)
+        ran = record.last_run(report, hardware) if environment else record.this_run(time.time() - started)
+        record.write_run(staging, resolved, ran, inputs, overrides, changed)
         published = publish.swap_in(staging, paths.figures(hardware, report))
         os.replace(executed, executed.with_name("executed.ipynb"))
         mark_done(report, hardware, inputs, custom=bool(overrides) or not counts)
@@ -247,7 +260,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:
     """Every declared file was written by this run, into its fresh folder, and is not empty."""
     report = resolved.report_id()
-    written = {name: path.stat().st_size for name, path in _files(staging).items()}
+    written = {name: path.stat().st_size for name, path in record.files_in(staging).items()}
     missing = [name for name in params.declared_outputs(report) if not written.get(name)]
     if missing:
         raise record.RunFailed(
@@ -256,42 +269,7 @@ def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:
         )
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def _write_notebook(executed: Path, staging: Path) -> None:
     """Publish the notebook with its outputs, which a page of a code host shows."""
     places = [(staging, "."), (paths.output_root(), "."), (paths.root(), "."), (Path.home(), "~")]
     write_atomically(staging / notebook.NAME, notebook.published(executed, places))
-
-
-def _this_run(seconds: float) -> dict[str, Any]:
-    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"seconds": round(seconds, 1), "finished": finished, "git": git_state()}
-
-
-def _last_run(report: str, hardware: str) -> dict[str, Any] | None:
-    """Return what is on record of the run that computed what is now rendered again."""
-    path = paths.figures(hardware, report) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("run") if path.exists() else None
-
-
-def _write_record(
-    resolved: Params,
-    staging: Path,
-    ran: Mapping[str, Any] | None,
-    inputs: Mapping[str, str],
-    overrides: Mapping[str, Any] | None,
-) -> None:
-    """Write run.json: what ran, from what, and what came out. A report that is rendered again keeps its run's times."""
-    document = {
-        "report": resolved.report_id(),
-        "profile": resolved.hardware,
-        "scale": params.scale(resolved),
-        "overrides": dict(overrides or {}),
-        "run": ran,
-        "inputs": dict(inputs),
-        "outputs": {name: record.file_hash(path) for name, path in _files(staging).items()},
-    }
-    write_atomically(staging / "run.json", record.dump_json(document))

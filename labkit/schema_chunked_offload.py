@@ -27,6 +27,8 @@ class ChunkedOffload(Params):
     """Samples of a step that are compared, 1 first: the same mathematics with fewer samples a pass."""
     speed_repeats: Annotated[PositiveInt, Layer.SCOPE]
     """Timed steps of each batch size, interleaved, with the ablations beside them."""
+    slowdowns: Annotated[list[PositiveInt], Layer.SCOPE]
+    """How many times as long each read takes while the law of the gain is tested, 1 first; empty for no slowing."""
     learn_model: Annotated[ModelName, Layer.SCOPE]
     """Pretrained model whose learning is compared with the same training resident in memory."""
     learn_batch_sizes: Annotated[list[PositiveInt], Layer.SCOPE]
@@ -61,4 +63,6 @@ class ChunkedOffload(Params):
         check_lists(self, "batch_sizes", "learn_batch_sizes", "seeds")
         if self.batch_sizes[0] != 1 or self.batch_sizes != sorted(self.batch_sizes):
             raise ValueError(f"batch_sizes must begin with 1 and grow; got {self.batch_sizes}")
+        if self.slowdowns and (self.slowdowns[0] != 1 or self.slowdowns != sorted(set(self.slowdowns))):
+            raise ValueError(f"slowdowns must begin with 1 and grow, or be empty; got {self.slowdowns}")
         return self

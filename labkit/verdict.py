@@ -8,7 +8,8 @@
     not exercised            the mechanism that the row is about acted fewer than LEAST_ACTS times
     reproduced               the whole 95 % interval lies inside the reported value ± tolerance
     contradicted             the interval and the reported value ± tolerance have no number in common
-    undecided                neither; the reason says how many times too wide the interval is, and what would decide
+    undecided                neither; the reason says how many times too wide the interval is, how many times the
+                             repetitions would decide, and how long they take where that was measured
     out of reach             a result is too weak, and the run says what a strong one would cost
     audited only             the row follows from the report's other rows
     out of reach             there is no result, and the run says what one would cost
@@ -85,6 +86,8 @@ class Result(_Entry):
     """Whether no repetition could change it: a count, or a limit that was enforced."""
     acted: int | None = None
     """How often the mechanism that it is about acted; None where there is nothing to count."""
+    seconds: float | None = None
+    """What its repetitions took together, every arm of them; None where that was not measured."""
     note: str = ""
 
     @model_validator(mode="after")
@@ -258,4 +261,5 @@ def _too_wide(result: Result, reported: Interval) -> str:
     times = times_too_wide(result.values().middle, result.interval(), reported)
     if math.isinf(times):
         return "the estimate lies on the edge, so that no number of repetitions decides"
-    return f"{times:.2g} times too wide, about {times**2:.2g} times the repetitions would decide"
+    takes = "" if result.seconds is None else f", {times**2 * result.seconds / 3600:.2g} h of steps here"
+    return f"{times:.2g} times too wide, about {times**2:.2g} times the repetitions would decide{takes}"

@@ -430,6 +430,9 @@ def test_how_many_times_too_wide_an_interval_is(estimate, ends, reported, times)
 def test_an_undecided_row_says_how_far_it_is_from_a_decision(tmp_path):
     why = judged(tmp_path, [claim()], results={"x": value(2.0, ci=[1.0, 3.0])}).loc["a.x", "why"]
     assert "2 times too wide, about 4 times the repetitions would decide" in why
+    assert "h of steps here" not in why
+    priced = judged(tmp_path, [claim()], results={"x": value(2.0, ci=[1.0, 3.0], seconds=1800.0)}).loc["a.x", "why"]
+    assert "about 4 times the repetitions would decide, 2 h of steps here" in priced
     lone = judged(tmp_path, [claim()], results={"x": value(2.0)}).loc["a.x", "why"]
     assert "has no interval" in lone
     idle = judged(tmp_path, [claim()], results={"x": value(2.0, ci=[1.9, 2.1], acted=3)}).loc["a.x", "why"]

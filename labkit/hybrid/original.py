@@ -26,6 +26,8 @@ from labkit.workflow.cell import cell
 
 INITIALISATIONS = ("published", "usual")
 """Embeddings N(0, 1) and linear maps as Burn draws them, or every matrix N(0, 0.02^2)."""
+ARMS = ("baseline", "hybrid", "memory_optimized")
+"""What a run of the protocol trains, from the same weights."""
 _TAIL = 5
 
 

@@ -28,6 +28,7 @@ N_TRAIN, N_VALIDATION = 115, 23
 _GEMM_SHARE = 0.5
 _INIT_VALUES_PER_SECOND = 8e7
 _LOAD_SECONDS = 6.0
+_PROCESS_BYTES = 0.6 * 2**30
 _RUNG_PARAMETERS = {"qwen2-16m": 16e6, "qwen2-48m": 48e6, "qwen2-110m": 110e6, "qwen2-250m": 250e6, "qwen2-1b": 1e9}
 
 
@@ -116,7 +117,12 @@ def rung_seconds(params: SizeInertia, name: str, bandwidth: float) -> float:
     """Return the seconds of one rung: random weights made, then the repeats and a warm-up."""
     values = rung_parameters(name)
     tokens = params.new_tokens * (params.decode_repeats + 1)
-    return values / _INIT_VALUES_PER_SECOND + tokens * (2e-3 + values * weights_dtype(params).itemsize / bandwidth)
+    return making_seconds(name) + tokens * (2e-3 + values * weights_dtype(params).itemsize / bandwidth)
+
+
+def making_seconds(name: str) -> float:
+    """Return the seconds of making a rung's random weights."""
+    return rung_parameters(name) / _INIT_VALUES_PER_SECOND
 
 
 def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float:
@@ -128,8 +134,12 @@ def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float
 def peak_bytes(params: SizeInertia) -> float:
     """Return the memory of the largest cell: a rung's weights, or a model's with activations of two pairs."""
     rung = 1.1 * max(map(rung_parameters, params.ladder)) * weights_dtype(params).itemsize
-    model = max(shape_of(model).parameters for model in params.models) * weights_dtype(params).itemsize
-    return max(rung, model + 1.5 * 2**30) + 0.6 * 2**30
+    return max(rung + _PROCESS_BYTES, *(training_bytes(params, model) for model in params.models))
+
+
+def training_bytes(params: SizeInertia, model: str) -> float:
+    """Return the memory of an arm: the frozen weights, the activations of two pairs, the process."""
+    return shape_of(model).parameters * weights_dtype(params).itemsize + 1.5 * 2**30 + _PROCESS_BYTES
 
 
 def rung_parameters(name: str) -> float:

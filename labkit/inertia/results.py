@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from labkit.inertia.cost import REPORTED
 from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import optimizer_steps
 from labkit.inertia.study import Study
-from labkit.params import scale
+from labkit.params import scale, stated_scope
 from labkit.schema import Scale
 from labkit.stats import mean_ci
 from labkit.units import settled
@@ -155,10 +155,10 @@ def out_of_reach(study: Study) -> dict[str, Number]:
         return {}
     out = {}
     for model in REPORTED[:2]:
-        needs = _training_needs(study, model)
+        needs = _training_needs(study, [model])
         for key in [f"loss/{model}/step_{step}" for step in LOSS_STEPS] + [f"final_loss/{model}"]:
             out[key] = needs
-    out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = _training_needs(study, "phi-2")
+    out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = _training_needs(study, REPORTED[:2])
     for name in REPORTED[1:]:
         if name not in study.rungs:
             out[f"generation_ratio/{params.device}/{name}_over_qwen2.5-0.5b"] = _timing_needs(study, name)
@@ -176,25 +176,30 @@ def machine_bound() -> dict[str, Number]:
     return {key: {"why": why} for key in keys}
 
 
-def _training_needs(study: Study, model: str) -> Number:
-    """Scale the seconds per parameter of a step measured here to a model of the report."""
+def _training_needs(study: Study, names: Sequence[str]) -> Number:
+    """Price the report's steps on its models, with its own seeds, by the time for a parameter and step measured here.
+
+    The arms are timed, so they run one after the other, and only the largest model has to fit.
+    """
     rates = [done["seconds_per_step"] / models.shape_of(arm.model).parameters for arm, done in study.arms.items()]
-    parameters = models.shape_of(model).parameters
-    seconds = arms.REPORT_STEPS * parameters * float(np.median(rates)) if rates else math.nan
-    gib = parameters * cost.weights_dtype(study.params).itemsize / 2**30
-    why = f"{model} does not come through a package index; with its weights (hub or LABKIT_MODELS) it can be trained"
+    n_steps = arms.REPORT_STEPS * len(stated_scope(study.params.report_id())["seeds"])
+    values = [models.shape_of(name).parameters for name in names]
+    seconds = n_steps * sum(values) * float(np.median(rates)) if rates else math.nan
+    why = f"no package index has the weights of {' and '.join(names)}; with them (hub or LABKIT_MODELS) it can be run"
+    gib = max(cost.training_bytes(study.params, name) for name in names) / 2**30
     return {"why": why, "gib": gib} | ({"seconds": seconds} if math.isfinite(seconds) else {})
 
 
 def _timing_needs(study: Study, name: str) -> Number:
-    """Scale the largest rung's time per byte to a shape that this profile leaves out."""
-    n_bytes = cost.rung_parameters(name) * cost.weights_dtype(study.params).itemsize
-    needs: Number = {"why": f"this profile's ladder ends below {name}", "gib": n_bytes / 2**30}
+    """Price both shapes of a ratio of decode times, at the largest rung's time per byte, and their random weights."""
+    pair = (name, REPORTED[0])
+    n_bytes = {one: cost.rung_parameters(one) * cost.weights_dtype(study.params).itemsize for one in pair}
+    needs: Number = {"why": f"this profile's ladder ends below {name}", "gib": n_bytes[name] / 2**30}
     if study.rungs:
         largest = max(study.rungs.values(), key=lambda rung: rung["bytes_per_token"])
         per_byte = float(np.median(largest["seconds_per_token"])) / largest["bytes_per_token"]
         tokens = study.params.new_tokens * (study.params.decode_repeats + 1)
-        needs["seconds"] = tokens * n_bytes * per_byte
+        needs["seconds"] = sum(tokens * n_bytes[one] * per_byte + cost.making_seconds(one) for one in pair)
     return needs
 
 

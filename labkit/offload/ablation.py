@@ -7,6 +7,10 @@ the engine's own reader and the model's own layers, in the run they are compared
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from labkit.offload.engine import StreamedLM
 from labkit.offload.head import Batch
@@ -33,3 +37,26 @@ def without_computing(model: StreamedLM, batch: Batch) -> float:
             if after is not None:
                 passes.pool.prefetch(after)
     return time.perf_counter() - began
+
+
+@contextmanager
+def reading_slowed(model: StreamedLM, times: int) -> Iterator[None]:
+    """Let every read take so many times as long as it does: after it the reading thread sleeps, and takes no processor.
+
+    The weights, their order and the computing stay what they are; only L of t(B) = L/B + c moves.
+    """
+    pool = model.passes.pool
+    pool.settle()
+    read = pool.fill
+
+    def slowed(unit: int, memory: torch.Tensor) -> None:
+        began = time.perf_counter()
+        read(unit, memory)
+        time.sleep((times - 1) * (time.perf_counter() - began))
+
+    pool.fill = slowed
+    try:
+        yield
+    finally:
+        pool.settle()
+        pool.fill = read

@@ -12,7 +12,8 @@ from labkit import device, models
 from labkit.cost import Cost
 from labkit.offload import shapes
 from labkit.offload.learning import ABOVE_BASE, side_by_side
-from labkit.offload.study import FULL_BATCH, FULL_BUDGET, n_threads
+from labkit.offload.speed import SpeedSpec
+from labkit.offload.study import FULL_BATCH, FULL_BUDGET, n_threads, rounds_spec, speed_spec
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GB, GIB
 
@@ -54,28 +55,55 @@ def weight_bytes(params: ChunkedOffload, shape: str) -> float:
 
 def passes(params: ChunkedOffload) -> list[tuple[float, float]]:
     """List parameters and tokens of all timed, ablated and learning steps together, by model."""
-    largest = max(n for n in params.batch_sizes if n <= FULL_BATCH)
-    samples = params.speed_repeats * (sum(params.batch_sizes) + 1 + largest) + _WARM_UP
     learn = models.SHAPES[params.learn_model].parameters
     n_windows = len(params.seeds) * params.learn_steps * sum(params.learn_batch_sizes)
     scored = len(params.seeds) * len(params.learn_batch_sizes) * 2 * params.held_out_windows / 3
     full = FULL_BATCH * (2 * params.full_steps + _WARM_UP) if params.full_steps else 0
     return [
-        (float(shapes.n_parameters(params.streamed_shape)), float(samples * params.seq_len)),
+        (float(shapes.n_parameters(params.streamed_shape)), float(computed_samples(params) * params.seq_len)),
         (float(models.SHAPES["phi-4"].parameters), float(full * params.seq_len)),
         (float(learn), 2 * (n_windows + scored) * params.learn_seq_len),
     ]
 
 
+def computed_samples(params: ChunkedOffload) -> int:
+    """Count the samples that pass through the streamed shape: steps at each speed of the disk, and computing alone."""
+    steps = timed_steps(params)
+    n_speeds = max(1, len(params.slowdowns))
+    return steps.repeats * (n_speeds * sum(steps.batch_sizes) + sum(steps.ablated)) + _WARM_UP
+
+
+def timed_steps(params: ChunkedOffload) -> SpeedSpec:
+    """Return the steps that are timed, in rounds with a slowed disk or without."""
+    return rounds_spec(params).steps if params.slowdowns else speed_spec(params)
+
+
 def reading_seconds(params: ChunkedOffload) -> float:
     """Return the seconds of making and of reading random weights that no computing hides."""
-    small = params.speed_repeats * 4 + _WARM_UP
     full = 2 * params.full_steps + _WARM_UP if params.full_steps else 0
     seconds = 0.0
-    for name, n_passes in ((params.streamed_shape, small), ("phi-4", full)):
+    for name, n_passes in ((params.streamed_shape, read_passes(params)), ("phi-4", full)):
         n_bytes = weight_bytes(params, name) if n_passes else 0.0
-        seconds += n_bytes / 2 / _DRAW_VALUES_PER_SECOND + 2 * n_passes * n_bytes / _READ_BYTES_PER_SECOND
+        making = making_seconds(name) if n_passes else 0.0
+        seconds += making + 2 * n_passes * n_bytes / _READ_BYTES_PER_SECOND
     return seconds
+
+
+def read_passes(params: ChunkedOffload) -> float:
+    """Count the passes whose reading no computing hides, in passes at the disk's own speed.
+
+    Those are a step and reading alone for each size with its halves. Where the disk is slowed they are those of batch
+    1, and take as many times as long.
+    """
+    steps = timed_steps(params)
+    unhidden = 2 * len(steps.ablated)
+    slowed = sum(2 * times for times in params.slowdowns[1:])
+    return steps.repeats * (unhidden + slowed) + _WARM_UP
+
+
+def making_seconds(shape: str) -> float:
+    """Return the seconds of drawing a shape's random weights and writing them."""
+    return shapes.n_parameters(shape) / _DRAW_VALUES_PER_SECOND
 
 
 def learn_bytes(params: ChunkedOffload) -> float:

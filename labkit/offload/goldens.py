@@ -7,6 +7,7 @@ from typing import Any
 
 from labkit.offload.checks import CheckSpec, measure_checks
 from labkit.offload.learning import LearnSpec, measure_learning
+from labkit.offload.rounds import RoundsSpec, measure_rounds
 from labkit.offload.speed import SpeedSpec, measure_speed
 from labkit.units import GIB
 from labkit.workflow.cell import CellFunction
@@ -50,6 +51,7 @@ _LEARN = LearnSpec(
 _CHECK = replace(_LEARN, batch_size=2, micro_batch=1, steps=1, held_out=16, seed=2)
 GOLDENS: dict[CellFunction, tuple[Any, ...]] = {
     measure_speed: (_SPEED,),
+    measure_rounds: (RoundsSpec(steps=replace(_SPEED, seed=4), slowdowns=(1, 2)),),
     measure_learning: (_LEARN,),
     measure_checks: (CheckSpec(arm=_CHECK),),
 }

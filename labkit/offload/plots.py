@@ -1,4 +1,4 @@
-"""Figures of report 001: seconds per sample, roofline, memory, learning.
+"""Figures of report 001: seconds per sample, the law of the gain, roofline, memory, learning.
 
 Each function takes measured rows and returns (figure, the rows it drew); `labkit.figures.save` publishes the pair.
 """
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from labkit.figures import style
 from labkit.units import settled
@@ -27,7 +27,7 @@ def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> 
     Args:
         points: rows with series, batch, seconds_per_sample; the series "here" is what the law was fitted to.
         law: of a step, with intercept (L, s), slope (c, s per sample) and predict(batch).
-        bounds: rows with "samples a step", "reading alone", "computing alone" (s a step).
+        bounds: rows with series (reading alone, computing alone), batch, seconds_per_sample, least, most.
     """
     fig, axes = plt.subplots(figsize=(8.0, 5.0))
     looks = style([*dict.fromkeys(points["series"])])
@@ -36,22 +36,42 @@ def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> 
     batch = np.array([settled(n) for n in np.geomspace(1, points["batch"].max(), 60)])
     each = np.asarray(law.predict(batch)) / batch
     axes.plot(batch, each, color=looks["here"]["color"], label="L/B + c, fitted here")
-    read = float(bounds["reading alone"].iloc[0])
-    computed = bounds.iloc[-1]
-    axes.plot(batch, read / batch, color=_GREY, linestyle=":", label="reading alone")
-    axes.axhline(
-        computed["computing alone"] / computed["samples a step"],
-        color=_GREY,
-        linestyle="--",
-        label=f"computing alone, at batch {computed['samples a step']:.0f}",
-    )
+    for (name, part), line in zip(bounds.groupby("series", sort=False), (":", "--"), strict=True):
+        middle = part["seconds_per_sample"]
+        spread = [middle - part["least"], part["most"] - middle]
+        axes.errorbar(part["batch"], middle, yerr=spread, color=_GREY, linestyle=line, capsize=3, label=name)
     axes.set(xscale="log", yscale="log", xlabel="samples for each pass over the weights", ylabel="seconds per sample")
     ticks = [2**k for k in range(int(np.log2(points["batch"].max())) + 1)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.minorticks_off()
     fig.legend(loc="outside lower center", ncols=2)
     fitted = pd.DataFrame({"series": "fitted here", "batch": batch, "seconds_per_sample": each})
-    return fig, pd.concat([points, fitted], ignore_index=True)
+    return fig, pd.concat([points, fitted, bounds], ignore_index=True)
+
+
+def law_panel(points: pd.DataFrame) -> Drawing:
+    """Plot measured gains against those that reading alone and computing alone predict, with 10 % on either side.
+
+    Args:
+        points: rows with slowdown, batch, measured, predicted.
+    """
+    fig, axes = plt.subplots(figsize=(6.4, 5.4))
+    names = {n: "disk as it is" if n == 1 else f"reading takes {n} times as long" for n in points["slowdown"].unique()}
+    looks = style([*names.values()])
+    for n, part in points.groupby("slowdown", sort=False):
+        axes.plot(part["predicted"], part["measured"], label=names[n], **looks[names[n]] | {"linestyle": "none"})
+    every = points[["predicted", "measured"]].to_numpy()
+    ends = np.array([every.min() / 1.3, every.max() * 1.3])
+    axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color=_GREY, alpha=0.2, linewidth=0, label="within 10 %")
+    axes.plot(ends, ends, color=_GREY, linestyle="--", label="as predicted")
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="gain predicted from reading alone and computing alone", ylabel="gain measured")
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig, points
 
 
 def roofline_panel(table: pd.DataFrame) -> Drawing:
@@ -78,7 +98,7 @@ def roofline_panel(table: pd.DataFrame) -> Drawing:
 
 
 def memory_panel(table: pd.DataFrame) -> Drawing:
-    """Stack the planned memory of each step by part, with the measured peak, the limit, and the weights' size in words.
+    """Stack the planned memory of each step by part; below the largest plan the measured peak, and the limit across.
 
     Args:
         table: rows with step, part (one of them "measured peak", "limit" or "weights"), MiB.
@@ -87,21 +107,27 @@ def memory_panel(table: pd.DataFrame) -> Drawing:
     steps = [*dict.fromkeys(table["step"])]
     parts = [part for part in dict.fromkeys(table["part"]) if part not in marks]
     wide = table.pivot_table(index="step", columns="part", values="MiB", sort=False).loc[steps]
-    fig, axes = plt.subplots(figsize=(8.4, 0.5 * len(steps) + 2.0))
-    left = np.zeros(len(steps))
+    fig, axes = plt.subplots(figsize=(8.4, 0.7 * len(steps) + 2.0))
+    left, y = np.zeros(len(steps)), np.arange(len(steps))
     looks = style(parts)
     for part in parts:
-        axes.barh(steps, wide[part], left=left, color=looks[part]["color"], label=part, height=0.6)
+        axes.barh(y - 0.12, wide[part], left=left, color=looks[part]["color"], label=part, height=0.4)
         left += wide[part].to_numpy()
-    axes.plot(wide["measured peak"], steps, "k|", markersize=16, markeredgewidth=2.5, label="measured peak")
-    axes.plot(wide["limit"], steps, "x", color=_GREY, markersize=8, label="limit of the kernel")
-    for step, row in wide.iterrows():
-        axes.annotate(f"  weights {row['weights']:,.0f} MiB", (row["limit"], step), va="center", fontsize=8)
-    axes.set(xlabel="MiB of the whole process that no file backs", xlim=(0, wide["limit"].max() * 1.35))
+    axes.barh(y + 0.22, wide["measured peak"], color="black", height=0.2, label="measured peak")
+    axes.vlines(wide["limit"], y - 0.42, y + 0.42, color=_GREY, linestyle="--", label="limit of the kernel")
+    for at, planned, (_, row) in zip(y, left, wide.iterrows(), strict=True):
+        axes.annotate(_memory_words(planned, row), (row["limit"], at), (6, 0), "data", "offset points", va="center")
+    axes.set_yticks(y, steps)
+    axes.set(xlabel="MiB of the whole process that no file backs", xlim=(0, wide["limit"].max() * 1.5))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     fig.legend(loc="outside lower center", ncols=4, fontsize=8)
     return fig, table
+
+
+def _memory_words(planned: float, row: pd.Series) -> str:
+    peak = "" if np.isnan(row["measured peak"]) else f", peak {row['measured peak']:,.0f}"
+    return f"plan {planned:,.0f}{peak}\nlimit {row['limit']:,.0f}, weights {row['weights']:,.0f}"
 
 
 def learning_panel(curves: pd.DataFrame) -> Drawing:

@@ -9,9 +9,11 @@ import numpy as np
 
 from labkit import models
 from labkit.affine import AffineFit, fit_affine
-from labkit.offload import shapes
+from labkit.offload import cost, law, shapes
+from labkit.offload.learning import LearnSpec
 from labkit.offload.study import FULL_BATCH, FULL_BUDGET, Study
-from labkit.params import scale
+from labkit.offload.void import why_void
+from labkit.params import scale, stated_scope
 from labkit.schema import Scale
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.stats import mean_ci, ratio_ci
@@ -26,7 +28,8 @@ RANGE = (32, 128)
 
 def results(study: Study) -> dict[str, Number]:
     """Return every number a run has for the ledger, by key."""
-    return property_results(study.params) | speed_results(study) | learning_results(study) | full_results(study)
+    timed = speed_results(study) | law_results(study)
+    return property_results(study.params) | timed | learning_results(study) | full_results(study)
 
 
 def property_results(params: ChunkedOffload) -> dict[str, Number]:
@@ -54,8 +57,8 @@ def n_trainable(params: ChunkedOffload, shape: str) -> int:
 
 
 def speed_results(study: Study) -> dict[str, Number]:
-    """Return how much cheaper a sample is in a larger batch than alone, the mathematics being the same."""
-    if study.speed is None:
+    """Return how much cheaper a sample is in a larger batch than alone; nothing from rounds that show nothing."""
+    if study.speed is None or void(study):
         return {}
     out = {f"speedup/batch_{n}": speedup(study.speed, n) for n in study.params.batch_sizes[1:]}
     ends = [out[f"speedup/batch_{n}"]["value"] for n in study.params.batch_sizes if RANGE[0] <= n <= RANGE[1]]
@@ -64,14 +67,25 @@ def speed_results(study: Study) -> dict[str, Number]:
     return out | (_seconds(study.speed) if study.params.streamed_shape == "phi-4" else {})
 
 
+def law_results(study: Study) -> dict[str, Number]:
+    """Return how the gains that reading and computing alone predict compare with those measured, as slopes."""
+    timed = study.rounds or study.speed
+    return {} if timed is None or void(study) else law.results(timed)
+
+
+def void(study: Study) -> list[str]:
+    """Say why the rounds of a study show nothing; an empty list if they count, or if there were none."""
+    return why_void(study.rounds) if study.rounds else []
+
+
 def speedup(timed: Mapping[str, Any], n: int) -> Number:
     """Return seconds per sample of batch 1 over those of batch n, by rounds; Student's interval of the logarithms."""
     alone, many = seconds_of(timed, 1), seconds_of(timed, n) / n
     if len(alone) < 2:
         return number(float(alone[0] / many[0]), "")
     found = ratio_ci(alone, many)
-    note = f"{len(alone)} interleaved rounds"
-    return number(found.estimate, "", [found.low, found.high], n_seeds=len(alone), note=note)
+    told = {"note": f"{len(alone)} interleaved rounds", "seconds": float(alone.sum() + n * many.sum())}
+    return number(found.estimate, "", [found.low, found.high], n_seeds=len(alone), **told)
 
 
 def seconds_of(timed: Mapping[str, Any], n: int) -> np.ndarray:
@@ -105,7 +119,39 @@ def learning_results(study: Study) -> dict[str, Number]:
     found = mean_ci(100 * (streamed - resident) / resident.mean())
     key = "held_out_percent/streamed_over_resident"
     note = f"{len(streamed)} windows"
-    return {key: number(found.estimate, "percent", [found.low, found.high], n_seeds=len(study.learning), note=note)}
+    told = number(found.estimate, "percent", [found.low, found.high], n_seeds=len(study.learning), note=note)
+    return {key: told} | held_out_results(study)
+
+
+def held_out_results(study: Study) -> dict[str, Number]:
+    """Return what streamed training changes of the loss on held-out text, by batch size."""
+    return {
+        f"held_out_nats/{state}/batch_{n}": _mean_nats(value, len(arms))
+        for n, arms in arms_by_batch(study).items()
+        for state, value in held_out(study, arms).items()
+    }
+
+
+def arms_by_batch(study: Study) -> dict[int, list[LearnSpec]]:
+    """Group the finished learning arms by batch size; those of a group differ by their seeds."""
+    sizes = dict.fromkeys(arm.batch_size for arm in study.learning)
+    return {n: [arm for arm in study.learning if arm.batch_size == n] for n in sizes}
+
+
+def held_out(study: Study, arms: Sequence[LearnSpec], kind: str = "streamed") -> dict[str, np.ndarray]:
+    """Return the nats per token of each held-out window before and after training, and the change, [n].
+
+    The seeds of a window are averaged: they score the same text, and are no windows of their own.
+    """
+    before, after = (
+        np.mean([study.learning[arm][kind][f"held_out_{when}"] for arm in arms], axis=0) for when in ("before", "after")
+    )
+    return {"before": before, "after": after, "change": after - before}
+
+
+def _mean_nats(windows: np.ndarray, n_seeds: int) -> Number:
+    found, note = mean_ci(windows), f"{len(windows)} windows, seeds averaged: {n_seeds}"
+    return number(found.estimate, "nats", [found.low, found.high], n_seeds=len(windows), note=note)
 
 
 def full_results(study: Study) -> dict[str, Number]:
@@ -132,23 +178,36 @@ def roofline_share(timed: Mapping[str, Any], n: int) -> Number:
 
 
 def out_of_reach(study: Study) -> dict[str, Number]:
-    """Say what each number of the report's own scale would take here."""
+    """Say what each number that this run does not have would take here, and why rounds that show nothing do not."""
     params = study.params
-    if scale(params) is Scale.STATED:
+    out: dict[str, Number] = {}
+    if scale(params) is not Scale.STATED:
+        why = "a time or a memory of the report's card with the report's shape; only profile gtx1650 can tell"
+        out = {key: {"why": why} for key in _of_the_card()} | _missing_gains(study)
+        out |= {} if study.full else {"peak_memory/phi-4": _full_needs(study)}
+    return out | _void_needs(study)
+
+
+def _missing_gains(study: Study) -> dict[str, Number]:
+    """Price the gains of batch sizes that were not run: batch 1 is the other arm of each."""
+    sizes = study.params.batch_sizes
+    why = f"this profile's batches end at {sizes[-1]}"
+    missing = {f"speedup/batch_{n}": [n] for n in BATCHES[1:] if n not in sizes}
+    if not set(RANGE) <= set(sizes):
+        missing["speedup_range"] = [n for n in BATCHES if RANGE[0] <= n <= RANGE[1]]
+    return {key: {"why": why, **_gain_seconds(study, own)} for key, own in missing.items()}
+
+
+def _void_needs(study: Study) -> dict[str, Number]:
+    """Say of everything that the rounds would have shown why they do not, and what the same rounds take again."""
+    if not void(study):
         return {}
-    out = {
-        key: {"why": "a time or a memory of the report's card with the report's shape; only profile gtx1650 can tell"}
-        for key in _of_the_card()
-    }
-    missing = [n for n in BATCHES[1:] if n not in params.batch_sizes]
-    step = _step_seconds(study, missing)
-    for n in missing:
-        out[f"speedup/batch_{n}"] = {"why": f"this profile's batches end at {params.batch_sizes[-1]}", **step}
-    if not set(RANGE) <= set(params.batch_sizes):
-        out["speedup_range"] = {"why": f"this profile's batches end at {params.batch_sizes[-1]}", **step}
-    if study.full is None:
-        out["peak_memory/phi-4"] = _full_needs(study)
-    return out
+    shown = [f"speedup/batch_{n}" for n in study.params.batch_sizes[1:]]
+    shown += ["speedup_range"] if set(RANGE) <= set(study.params.batch_sizes) else []
+    again = sum(row["seconds"] for row in study.rounds["rows"])
+    again += sum(row["read_seconds"] + (row["compute_seconds"] or 0.0) for row in study.rounds["ablations"])
+    needs = {"why": f"the rounds are void: {'; '.join(void(study))}", "seconds": again + _making_seconds(study)}
+    return dict.fromkeys([*shown, *law.results(study.rounds)], needs)
 
 
 def _of_the_card() -> list[str]:
@@ -157,20 +216,29 @@ def _of_the_card() -> list[str]:
     return each + rates + [f"peak_memory/batch_{n}" for n in (1, RANGE[1])]
 
 
-def _step_seconds(study: Study, batches: Sequence[int]) -> dict[str, float]:
-    """Estimate the time of further batch sizes from the law fitted to those that were run."""
-    if study.speed is None or not batches:
+def _gain_seconds(study: Study, batches: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of as many rounds as here of batch 1 and other sizes, by the law fitted to those that ran."""
+    if study.speed is None:
         return {}
-    law = amortisation(study.speed)
-    return {"seconds": float(study.params.speed_repeats * sum(law.predict(n) for n in batches))}
+    step = amortisation(study.speed)
+    steps = study.params.speed_repeats * sum(step.predict(n) for n in (1, *batches)) + step.predict(1)
+    return {"seconds": float(steps + _making_seconds(study))}
 
 
-def _full_needs(timed: Study) -> Number:
-    """Scale the step measured here to the whole shape: its bytes and its parameters over those of the timed one."""
+def _making_seconds(study: Study) -> float:
+    return cost.making_seconds(study.params.streamed_shape)
+
+
+def _full_needs(study: Study) -> Number:
+    """Price the whole shape with the report's number of steps: one first, then each with its two halves apart.
+
+    A pass is scaled from the step timed here, by the parameters of one shape over those of the other.
+    """
     why = "this profile leaves the whole phi-4 shape out; its random weights take 29 GB of disk for a while"
     needs: Number = {"why": why, "gib": FULL_BUDGET / GIB}
-    if timed.speed is not None:
-        law = amortisation(timed.speed)
-        ratio = models.SHAPES["phi-4"].parameters / timed.speed["weights"]["parameters"]
-        needs["seconds"] = float(ratio * law.predict(FULL_BATCH) * (timed.params.full_steps + 1))
+    if study.speed is not None:
+        ratio = models.SHAPES["phi-4"].parameters / study.speed["weights"]["parameters"]
+        n_passes = 1 + 2 * stated_scope(study.params.report_id())["full_steps"]
+        passes = n_passes * ratio * amortisation(study.speed).predict(FULL_BATCH)
+        needs["seconds"] = float(passes + cost.making_seconds("phi-4"))
     return needs

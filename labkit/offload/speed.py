@@ -88,23 +88,34 @@ def measure_speed(spec: SpeedSpec, folder: Path | None = None) -> dict[str, Any]
         DiskFull: no room for the weights.
         LimitReached: a step wanted more memory than the budget.
     """
+    return under_limit(spec, folder, f"{__name__}:time_steps", {"spec": asdict(spec)})
+
+
+def under_limit(spec: SpeedSpec, folder: Path | None, function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a function on a shape's random weights in a process that may hold `budget_bytes`, and delete the weights.
+
+    Args:
+        spec: which shape, and which limit.
+        folder: where the weights go meanwhile; None for a temporary one.
+        function: "package.module:name"; it is also given the weights' folder.
+        arguments: its other keyword arguments.
+
+    Returns:
+        what it returned, with limits, weights and why_not_cold.
+
+    Raises:
+        DiskFull: no room for the weights.
+        LimitReached: it wanted more memory than the budget.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return _measure(spec, Path(temporary) / spec.shape)
-    return _measure(spec, folder)
-
-
-def _measure(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
+            return under_limit(spec, Path(temporary) / spec.shape, function, arguments)
     dtype, more = getattr(torch, spec.dtype), shapes.overrides(spec.shape)
     weights = write_random_checkpoint(folder, "phi-4", dtype=dtype, seed=spec.seed, **more)
     try:
         why_not_cold = drop_pages(sorted(folder.glob("*.safetensors")))
-        done = run_isolated(
-            f"{__name__}:time_steps",
-            {"spec": asdict(spec), "folder": str(folder)},
-            threads=spec.threads,
-            limit_bytes=spec.budget_bytes,
-        )
+        asked = {**arguments, "folder": str(folder)}
+        done = run_isolated(function, asked, threads=spec.threads, limit_bytes=spec.budget_bytes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return done | {"weights": weights | {"shape": spec.shape}, "why_not_cold": why_not_cold}
@@ -112,30 +123,39 @@ def _measure(spec: SpeedSpec, folder: Path) -> dict[str, Any]:
 
 def time_steps(spec: dict[str, Any], folder: str) -> dict[str, Any]:
     """Time the steps of a checkpoint that is there; this is what runs under the limit."""
-    own = SpeedSpec(**spec | {"batch_sizes": tuple(spec["batch_sizes"]), "ablated": tuple(spec["ablated"])})
-    model = _open(own, folder)
+    own = spec_of(spec)
+    model = opened(own, folder)
     run = f"{own.shape} streamed, timed"
     metrics.begin(run, spec)
     model.callbacks.append(metrics.of_steps(run))
     optimizer = torch.optim.AdamW(model.adapters().values(), lr=own.learning_rate)
-    batches = {n: _batch(own, model, n) for n in own.batch_sizes}
+    batches = {n: batch_of(own, model, n) for n in own.batch_sizes}
     model.step(batches[own.batch_sizes[0]], optimizer)
     rows, ablations = [], []
     for repeat, n in _turns(own):
         before = disk_bytes_read()
         report = model.step(batches[n], optimizer)
-        rows.append(_row(n, repeat, report) | {"disk_bytes": disk_bytes_read() - before})
+        rows.append(row_of(n, repeat, report) | {"disk_bytes": disk_bytes_read() - before})
         if n in own.ablated:
             read = ablation.without_computing(model, batches[n])
             computed = ablation.without_reading(model, batches[n])
             ablations.append({"batch": n, "repeat": repeat, "read_seconds": read, "compute_seconds": computed})
-    plans = {str(n): _planned(model, n, own.seq_len) for n in own.batch_sizes}
-    trial = {"way": model.reader, "bytes_per_second": dict(model.trial.bytes_per_second)}
-    return {"rows": rows, "ablations": ablations, "plans": plans, "reader": trial}
+    plans = {str(n): planned(model, n, own.seq_len) for n in own.batch_sizes}
+    return {"rows": rows, "ablations": ablations, "plans": plans, "reader": reader_of(model)}
 
 
-def _open(spec: SpeedSpec, folder: str) -> StreamedLM:
-    """Open the checkpoint with the same buffers for all batch sizes."""
+def spec_of(plain: Mapping[str, Any]) -> SpeedSpec:
+    """Return the spec that JSON gave back with lists for its tuples."""
+    return SpeedSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+
+def reader_of(model: StreamedLM) -> dict[str, Any]:
+    """Say how a model's weights are read, and what each way of reading reached in a trial."""
+    return {"way": model.reader, "bytes_per_second": dict(model.trial.bytes_per_second)}
+
+
+def opened(spec: SpeedSpec, folder: str, spare_bytes: int = 0) -> StreamedLM:
+    """Open the checkpoint with the same buffers for all batch sizes; the plan leaves `spare_bytes` of the budget."""
     lora = LoraConfig(
         r=spec.lora_rank,
         lora_alpha=spec.lora_alpha,
@@ -144,11 +164,12 @@ def _open(spec: SpeedSpec, folder: str) -> StreamedLM:
     )
     # Past the page cache where the file system allows it, so that every read comes from the disk.
     way = "direct" if "direct" in calibrate([*Path(folder).glob("*.safetensors")]).bytes_per_second else "drop"
-    common = {"memory": spec.budget_bytes, "device": spec.device, "seed": spec.seed}
+    common = {"memory": spec.budget_bytes - spare_bytes, "device": spec.device, "seed": spec.seed}
     return StreamedLM(folder, lora=lora, reader=way, slots=spec.slots, **common)
 
 
-def _batch(spec: SpeedSpec, model: StreamedLM, n: int) -> dict[str, torch.Tensor]:
+def batch_of(spec: SpeedSpec, model: StreamedLM, n: int) -> dict[str, torch.Tensor]:
+    """Draw the tokens of a step of n samples, [n, seq_len]."""
     generator = torch.Generator().manual_seed(spec.seed)
     return {"input_ids": torch.randint(3, model.vocabulary, (n, spec.seq_len), generator=generator)}
 
@@ -161,12 +182,14 @@ def _turns(spec: SpeedSpec) -> Iterator[tuple[int, int]]:
             yield repeat, sizes[(i + repeat) % len(sizes)]
 
 
-def _row(n: int, repeat: int, report: StepReport) -> dict[str, Any]:
+def row_of(n: int, repeat: int, report: StepReport) -> dict[str, Any]:
+    """Return what is kept of a timed step of n samples."""
     kept = ("seconds", "stalled_seconds", "loads", "bytes_read", "row_bytes_read", "peak_bytes", "loss", "grad_norm")
     return {"batch": n, "repeat": repeat} | {name: getattr(report, name) for name in kept}
 
 
-def _planned(model: StreamedLM, n: int, seq_len: int) -> Mapping[str, Any]:
+def planned(model: StreamedLM, n: int, seq_len: int) -> dict[str, Any]:
+    """Return what is kept of the plan of a step of n samples."""
     plan = model.plan_for(n, seq_len)
     kept = ("micro_batch", "slots", "spill", "head_pieces", "peak_bytes", "bytes_read", "flops", "crossover_tokens")
     return {name: getattr(plan, name) for name in kept} | {"parts": dict(plan.parts)}

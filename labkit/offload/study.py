@@ -6,17 +6,19 @@ Each cell works in a process of its own, and cells run one after the other: no t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit import paths
-from labkit.offload import checks, learning, speed
+from labkit.offload import checks, law, learning, rounds, speed
 from labkit.offload.checks import CheckSpec
 from labkit.offload.learning import LearnSpec
+from labkit.offload.rounds import RoundsSpec
 from labkit.offload.speed import SpeedSpec
 from labkit.progress import of_study
 from labkit.schema_chunked_offload import ChunkedOffload
 from labkit.units import GIB
+from labkit.workflow.cell import CellFunction
 from labkit.workflow.cells import Cells
 
 MICRO_BATCH = 2
@@ -25,6 +27,8 @@ FULL_BUDGET = 4 * GIB
 """Memory of the whole phi-4 shape's step: the report's card."""
 FULL_BATCH = 32
 """Its samples."""
+TIMED = "speed"
+"""Label of the cell that times the steps."""
 SLOTS = 2
 """One layer at work and one read ahead: the report's chunk of one layer."""
 
@@ -38,7 +42,9 @@ class Study:
     cells: Cells
     """The cells it stands on, and why some have no result."""
     speed: dict[str, Any] | None = None
-    """What `speed.measure_speed` returned."""
+    """Steps at the disk's own speed: what `speed.measure_speed` returned, or that part of the rounds."""
+    rounds: dict[str, Any] | None = None
+    """What `rounds.measure_rounds` returned; None where the profile slows no disk."""
     full: dict[str, Any] | None = None
     """The same for the whole phi-4 shape; None where the profile leaves it out."""
     learning: dict[LearnSpec, dict[str, Any]] = field(default_factory=dict)
@@ -62,38 +68,61 @@ def run_study(params: ChunkedOffload) -> Study:
     n_cells = 2 + len(arms) + (full is not None)
     with of_study(n_cells, "chunked offload", params.hardware, params.report_id()) as progress:
         study = Study(params, Cells.of(params.hardware, params.report_id(), progress))
-        one, timed = study.cells.one, _with_room(params)
-        study.speed = one(speed.measure_speed, speed_spec(params), "speed", timed)
-        _require_speed(study)
+        one = study.cells.one
+        _time_steps(study)
         for arm in arms:
             label = f"learning, batch {arm.batch_size}, seed {arm.seed}"
             if done := one(learning.measure_learning, arm, label):
                 study.learning[arm] = done
         study.checks = one(checks.measure_checks, CheckSpec(arm=arms[0]), "number types")
         if full is not None:
-            study.full = one(speed.measure_speed, full, "phi-4 shape", timed)
+            study.full = one(speed.measure_speed, full, "phi-4 shape", _with_room(params, speed.measure_speed))
     study.cells.require()
     return study
 
 
-def _with_room(params: ChunkedOffload) -> Callable[[SpeedSpec], dict[str, Any]]:
+def _time_steps(study: Study) -> None:
+    """Time the steps, in rounds where the disk is slowed as well; a run without them ends here.
+
+    Where nothing may run, steps that could not be timed count as missing.
+    """
+    params, cells = study.params, study.cells
+    work, spec = timed_work(params)
+    found = cells.one(work, spec, TIMED, _with_room(params, work))
+    if found is not None:
+        study.rounds = found if params.slowdowns else None
+        study.speed = law.at_own_speed(found) if params.slowdowns else found
+    elif not cells.missing:
+        _refuse_untimed(study, work.name, work.identity(spec))
+
+
+def timed_work(params: ChunkedOffload) -> tuple[CellFunction, SpeedSpec | RoundsSpec]:
+    """Return the cell function that times the steps, and its spec."""
+    if params.slowdowns:
+        return rounds.measure_rounds, rounds_spec(params)
+    return speed.measure_speed, speed_spec(params)
+
+
+def _with_room(params: ChunkedOffload, work: CellFunction) -> Callable[[Any], dict[str, Any]]:
     """Time steps with the weights where outputs go: a temporary folder may lie in memory, or on a small disk."""
     weights = paths.runs(params.hardware, params.report_id()) / "weights"
-    return lambda spec: speed.measure_speed(spec, weights / spec.shape)
+    return lambda spec: work(spec, weights / "streamed")
 
 
-def _require_speed(study: Study) -> None:
-    """End a run whose steps could not be timed; where nothing may run, they count as missing."""
+def _refuse_untimed(study: Study, name: str, identity: dict[str, Any]) -> None:
     params, cells = study.params, study.cells
-    if study.speed is not None or cells.missing:
-        return
-    why = cells.failures["speed"]
+    why = cells.failures[TIMED]
     if cells.only_recorded:
-        spec = speed_spec(params)
-        cells.missing.append((speed.measure_speed.name, speed.measure_speed.identity(spec), f"speed, failed: {why}"))
+        cells.missing.append((name, identity, f"{TIMED}, failed: {why}"))
         return
     tried = f"{params.streamed_shape} could not be timed within {params.budget_gib} GiB"
     raise RuntimeError(f"{tried}: {why}; run it again with nothing beside it, or give it more: -p budget_gib=...")
+
+
+def rounds_spec(params: ChunkedOffload) -> RoundsSpec:
+    """Return what is timed in rounds: every batch size with both halves, at every speed of the disk."""
+    steps = replace(speed_spec(params), ablated=tuple(params.batch_sizes))
+    return RoundsSpec(steps=steps, slowdowns=tuple(params.slowdowns))
 
 
 def speed_spec(params: ChunkedOffload) -> SpeedSpec:

@@ -13,7 +13,7 @@ from labkit.affine import AffineFit
 from labkit.offload import results, shapes
 from labkit.offload.learning import LearnSpec, differences
 from labkit.offload.study import Study
-from labkit.stats import bootstrap_ci
+from labkit.stats import bootstrap_ci, mean_ci
 from labkit.units import GB, GIB, MIB, format_bytes
 
 PUBLISHED = (
@@ -85,6 +85,47 @@ def roofline_table(timed: Mapping[str, Any]) -> pd.DataFrame:
                 "share of the bound": results.roofline_share(timed, n)["value"],
             }
         )
+    return pd.DataFrame(rows)
+
+
+def bounds(timed: Mapping[str, Any]) -> pd.DataFrame:
+    """List reading alone and computing alone by batch size: series, batch, seconds_per_sample, least, most."""
+    rows = []
+    for series, name in (("reading alone", "read_seconds"), ("computing alone", "compute_seconds")):
+        for n in sorted({row["batch"] for row in timed["ablations"]}):
+            each = [row[name] / n for row in timed["ablations"] if row["batch"] == n]
+            spread = {"seconds_per_sample": float(np.median(each)), "least": min(each), "most": max(each)}
+            rows.append({"series": series, "batch": n} | spread)
+    return pd.DataFrame(rows)
+
+
+def gain_sentence(study: Study) -> str:
+    """Say how predicted and measured gains compare, or why the rounds show nothing."""
+    if why := results.void(study):
+        return f"void, so that no number of these rounds is judged: {'; '.join(why)}"
+    found = results.law_results(study)
+    if "gain_slope" not in found:
+        return "not measured"
+    one = found["gain_slope"]
+    return (
+        f"measured gains are {one['value']:.3f}{_three(one['ci'])} times those that reading alone and computing alone "
+        f"predict ({one['note']})"
+    )
+
+
+def _three(ci: list[float] | None) -> str:
+    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""
+
+
+def held_out_table(study: Study) -> pd.DataFrame:
+    """List the loss on held-out text before and after training, streamed and resident, with intervals over windows."""
+    rows = []
+    for n, arms in results.arms_by_batch(study).items():
+        for kind in ("streamed", "resident"):
+            found = {state: mean_ci(value) for state, value in results.held_out(study, arms, kind).items()}
+            row = {"samples a step": n, "steps": arms[0].steps, "seeds": len(arms), "training": kind}
+            row |= {f"{state}, nats": one.estimate for state, one in found.items()}
+            rows.append(row | {"change, low": found["change"].low, "change, high": found["change"].high})
     return pd.DataFrame(rows)
 
 

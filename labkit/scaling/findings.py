@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from labkit.params import scale, stated_scope
-from labkit.scaling import cost
 from labkit.scaling.counts import parameter_counts
 from labkit.scaling.grid import LEAK, Grid, needed
 from labkit.scaling.law import Law, TooFewRuns, fit_law
@@ -26,8 +23,6 @@ from labkit.scaling.multiverse import (
     multiverse,
 )
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
-from labkit.scaling.train import Cell
-from labkit.schema import Scale
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow.cells import Cells
 from labkit.workflow.measured import number
@@ -304,46 +299,6 @@ def _difference(fits: dict[str, Fit], n_seeds: int) -> dict[str, Any]:
     low = bk.b - tf.b - np.hypot(bk.b - bk.b_ci[0], tf.b_ci[1] - tf.b)
     high = bk.b - tf.b + np.hypot(bk.b_ci[1] - bk.b, tf.b - tf.b_ci[0])
     return number(bk.b - tf.b, "", [float(low), float(high)], n_seeds=n_seeds)
-
-
-def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Say what each number of the report's own scale would take on this machine, at the speed measured in this grid.
-
-    Args:
-        grid: the finished grid.
-        refused: why a mixer has no law, of `fit_all`; its exponent is then out of reach of this run.
-    """
-    params = grid.params
-    if scale(params) is Scale.STATED:
-        return {}
-    full = params.model_copy(update=stated_scope(params.report_id()))
-    tokens = cost.n_train_tokens(full)
-    rate = measured_flops_per_second(grid)
-    stated = f"{full.corpus}, {full.epochs:g} epochs, V = {full.vocab_size:,}"
-    why = f"the report's own scale is {stated}; this profile runs less"
-    out: dict[str, dict[str, Any]] = {}
-    for mixer in full.mixers:
-        for d_model, n_layers in PUBLISHED_GRID:
-            cell = Cell.of(full, mixer, d_model, n_layers, 0, 1e-3)
-            needs = {"why": why, "seconds": cost.cell_flops(cell, tokens) / rate, "gib": cost.cell_bytes(cell) / 2**30}
-            out[f"word_perplexity/{mixer}/d{d_model}_l{n_layers}"] = needs
-            if mixer == "resnet-bk":
-                out[f"peak_gib/d{d_model}_l{n_layers}"] = needs
-    own = [need["seconds"] for key, need in out.items() if key.startswith("word_perplexity/resnet-bk/")]
-    quick = [out[f"word_perplexity/resnet-bk/d{d}_l{n}"]["seconds"] for d in (64, 128) for n in (4, 8)]
-    out["hours/grid"] = {"why": why, "seconds": sum(own), "gib": None}
-    out["hours/quick"] = {"why": why, "seconds": sum(quick) * 3 / 5, "gib": None}
-    for mixer, reason in (refused or {}).items():
-        for name in ("exponent", "r2", "coefficient", "ppl_ratio_10x", "ppl_ratio_100x"):
-            out[f"{name}/{mixer}"] = {"why": f"no law could be fitted: {reason}", "seconds": sum(own), "gib": None}
-        out["exponent_difference"] = out[f"exponent/{mixer}"]
-    return out
-
-
-def measured_flops_per_second(grid: Grid) -> float:
-    """Return the training FLOP/s of the largest cell that ran, one worker: larger cells come closest to its rate."""
-    largest = max(grid.results, key=lambda cell: grid.results[cell]["flops"] / grid.results[cell]["steps"])
-    return grid.results[largest]["flops"] / grid.results[largest]["seconds"]
 
 
 def grid_seconds(grid: Grid) -> float:

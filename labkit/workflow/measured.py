@@ -18,6 +18,7 @@ def number(
     n_seeds: int = 1,
     exact: bool = False,
     acted: int | None = None,
+    seconds: float | None = None,
     note: str = "",
 ) -> Number:
     """Return a number with its unit; digits that depend on the processor are left out (`labkit.units.settled`).
@@ -29,10 +30,12 @@ def number(
         n_seeds: independent repetitions behind it.
         exact: whether no repetition could change it; see `labkit.verdict.Result`.
         acted: how often the mechanism that it is about acted, where that can be counted.
+        seconds: what its repetitions took together, every arm of them, where that was measured.
         note: what a reader should know beside it.
     """
     plain = [settled(end) for end in value] if isinstance(value, Sequence) else settled(value)
     ends = None if ci is None else [settled(end) for end in ci]
     told = {"exact": exact} if exact else {}
     told |= {} if acted is None else {"acted": acted}
+    told |= {} if seconds is None else {"seconds": settled(seconds)}
     return {"value": plain, "ci": ends, "unit": unit, "n_seeds": n_seeds, "note": note, **told}

@@ -62,17 +62,18 @@ def git_state() -> dict[str, Any]:
 
     A run replaces figures that are tracked: what computes the next report is still the commit.
     """
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!figures") if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def git(*args: str) -> str | None:
+    """Return what git says in the repository; None where it fails, is not installed or takes longer than 20 s."""
+    try:
+        done = subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
 def version(name: str) -> str | None:

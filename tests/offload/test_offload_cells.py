@@ -17,18 +17,21 @@ from labkit.offload import goldens
 from labkit.offload.checks import CheckSpec, measure_checks
 from labkit.offload.isolated import IN_PLACE
 from labkit.offload.learning import measure_learning
+from labkit.offload.rounds import measure_rounds
 from labkit.offload.speed import measure_speed
-from labkit.offload.study import learn_specs, run_study, speed_spec
+from labkit.offload.study import learn_specs, rounds_spec, run_study
 from labkit.workflow.cells import RENDER, Cells, MissingCells
 from labkit.workflow.goldens import without
 
 CFG = params.resolve("chunked_offload", "ci")
 ARM = learn_specs(CFG)[0]
+OWN, SLOWED = {"slowdown": 1, "batch": 8}, {"slowdown": 2, "batch": 8}
+TIMED = {"rows": [OWN, SLOWED], "ablations": [SLOWED, OWN], "copies": [2]}
 
 
 def recorded() -> Cells:
     cells = Cells.of(CFG.hardware, CFG.report_id())
-    cells.keep(measure_speed, speed_spec(CFG), "speed", {"rows": [1]})
+    cells.keep(measure_rounds, rounds_spec(CFG), "speed", TIMED)
     cells.keep(measure_learning, ARM, "learning", {"loss": [2]})
     return cells
 
@@ -40,7 +43,7 @@ def test_a_study_that_may_run_nothing_names_every_cell_that_is_missing_and_write
     with pytest.raises(MissingCells, match="3 cells are not on record") as caught:
         run_study(CFG)
     assert [name for name, _, _ in caught.value.cells.missing] == [
-        "offload.speed",
+        "offload.rounds",
         "offload.learning",
         "offload.checks",
     ]
@@ -51,7 +54,8 @@ def test_a_study_that_may_run_nothing_is_what_is_on_record(monkeypatch: pytest.M
     recorded().fail(measure_checks, CheckSpec(arm=ARM), "number types", RuntimeError("no float16 here"))
     monkeypatch.setenv(RENDER, "1")
     study = run_study(CFG)
-    assert study.speed == {"rows": [1]}
+    assert study.rounds == TIMED
+    assert study.speed == {"rows": [OWN], "ablations": [OWN], "copies": [2]}, "the disk's own speed alone"
     assert study.learning == {ARM: {"loss": [2]}}
     assert study.checks is None
     assert study.cells.failures == {"number types": "RuntimeError: no float16 here"}
@@ -59,9 +63,9 @@ def test_a_study_that_may_run_nothing_is_what_is_on_record(monkeypatch: pytest.M
 
 
 def test_steps_that_could_not_be_timed_count_as_missing_where_nothing_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    Cells.of(CFG.hardware, CFG.report_id()).fail(measure_speed, speed_spec(CFG), "speed", MemoryError("too little"))
+    Cells.of(CFG.hardware, CFG.report_id()).fail(measure_rounds, rounds_spec(CFG), "speed", MemoryError("too little"))
     monkeypatch.setenv(RENDER, "1")
-    with pytest.raises(MissingCells, match=r"offload.speed: speed, failed: MemoryError: too little"):
+    with pytest.raises(MissingCells, match=r"offload.rounds: speed, failed: MemoryError: too little"):
         run_study(CFG)
 
 

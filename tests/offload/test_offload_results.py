@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from labkit import claims, params
 from labkit.audit import read_ledger
-from labkit.offload import cost, plots, results, shapes, tables
+from labkit.offload import cost, law, plots, results, shapes, tables
 from labkit.offload.learning import LearnSpec, differences
 from labkit.offload.study import Study, full_spec, learn_specs, speed_spec
 from labkit.workflow.cells import Cells
@@ -74,6 +74,8 @@ def test_a_gain_is_the_ratio_of_seconds_a_sample_and_slow_rounds_cancel() -> Non
         found = results.speedup(timed(), n)
         assert found["value"] == pytest.approx((SHARED + EACH) / (SHARED / n + EACH))
         assert found["ci"] == pytest.approx([found["value"]] * 2)
+        both = (1 + 1.1 + 1.21) * (SHARED + EACH + SHARED + EACH * n)
+        assert found["seconds"] == pytest.approx(both), "both arms, three rounds"
 
 
 def test_the_law_finds_what_is_shared_and_what_each_sample_takes() -> None:
@@ -150,10 +152,11 @@ def test_the_peak_stands_at_the_largest_plan_alone() -> None:
 
 def drawings() -> list[tuple[Figure, pd.DataFrame]]:
     found = study()
-    bounds = tables.roofline_table(found.speed)
+    line, bounds = results.amortisation(found.speed), tables.bounds(found.speed)
     return [
-        plots.amortisation_panel(tables.amortisation_points(found.speed), results.amortisation(found.speed), bounds),
-        plots.roofline_panel(bounds),
+        plots.amortisation_panel(tables.amortisation_points(found.speed), line, bounds),
+        plots.law_panel(law.points(found.speed)),
+        plots.roofline_panel(tables.roofline_table(found.speed)),
         plots.memory_panel(tables.memory_table(found)),
         plots.learning_panel(tables.curves(found)),
         plots.grad_norms_panel(tables.grad_norms(found)),
@@ -168,6 +171,49 @@ def test_every_figure_draws_the_rows_it_returns() -> None:
     here = seconds[seconds["series"] == "here"]["seconds_per_sample"]
     assert np.isfinite(here).all()
     assert len(here) == len(timed((1, 8, 32))["rows"])
+
+
+def test_the_bounds_stand_at_every_batch_size_that_was_halved_with_the_spread_of_the_rounds() -> None:
+    found = timed(repeats=1)
+    found["ablations"] += [{"batch": 32, "repeat": 1, "read_seconds": 3.2, "compute_seconds": 6.4}]
+    rows = tables.bounds(found).set_index(["series", "batch"])
+    assert len(rows) == 4
+    assert rows.loc[("computing alone", 32)].tolist() == pytest.approx([0.16, 0.12, 0.2])
+    assert rows.loc[("reading alone", 1)].tolist() == pytest.approx([1.9, 1.9, 1.9])
+
+
+def test_held_out_losses_are_published_before_and_after_with_the_seeds_of_a_window_averaged() -> None:
+    found = empty("cpu-24gb")
+    arms = learn_specs(found.params)
+    assert [(arm.batch_size, arm.steps, arm.seed) for arm in arms] == [(32, 200, seed) for seed in (0, 1, 2)]
+    found.learning = {arm: learned() for arm in arms}
+    found.learning[arms[0]]["streamed"]["held_out_after"] = [3.6, 4.8, 5.7]
+    numbers = results.held_out_results(found)
+    assert numbers["held_out_nats/before/batch_32"]["value"] == pytest.approx(5.0)
+    assert numbers["held_out_nats/change/batch_32"]["value"] == pytest.approx((-0.2 - 0.2 - 0.3) / 3)
+    assert numbers["held_out_nats/change/batch_32"]["n_seeds"] == 3, "windows, not windows times seeds"
+    table = tables.held_out_table(found).set_index("training")
+    assert table["change, nats"].to_dict() == pytest.approx({"streamed": -0.7 / 3, "resident": -0.2})
+    assert (table["change, low"] < table["change, nats"]).all()
+
+
+def test_the_price_of_a_gain_counts_batch_1_every_round_the_first_step_and_the_weights() -> None:
+    found = empty("cpu")
+    found.speed = timed((1, 8, 32), repeats=1)
+    alone, many = SHARED + EACH, SHARED + 64 * EACH
+    making = shapes.n_parameters("phi3-1b") / 1.2e8
+    priced = results.out_of_reach(found)
+    assert priced["speedup/batch_64"]["seconds"] == pytest.approx(3 * (alone + many) + alone + making)
+    both = SHARED + 128 * EACH + SHARED + 32 * EACH
+    assert priced["speedup_range"]["seconds"] == pytest.approx(3 * (alone + many + both) + alone + making)
+
+
+def test_the_price_of_the_whole_shape_counts_its_first_step_two_more_and_their_halves() -> None:
+    found = empty("cpu")
+    found.speed = timed((1, 8, 32), repeats=1)
+    one = 14.6595072 * (SHARED + 32 * EACH)
+    price = results.out_of_reach(found)["peak_memory/phi-4"]["seconds"]
+    assert price == pytest.approx(5 * one + 14_659_507_200 / 1.2e8)
 
 
 def test_what_is_not_measured_is_said() -> None:
@@ -190,6 +236,13 @@ def test_a_profile_says_what_runs() -> None:
     assert speed_spec(cpu).ablated == (1, 32)
     assert [arm.batch_size for arm in learn_specs(cpu)] == cpu.learn_batch_sizes
     assert all(isinstance(arm, LearnSpec) for arm in learn_specs(large))
+
+
+def test_a_plan_counts_the_steps_at_every_speed_of_the_disk() -> None:
+    large = params.resolve("chunked_offload", "cpu-24gb")
+    assert cost.computed_samples(large) == 8 * (3 * 233 + 233) + 1
+    assert cost.read_passes(large) == 8 * (2 * 5 + 2 * (2 + 4)) + 1
+    assert cost.read_passes(params.resolve("chunked_offload", "cpu")) == 3 * 4 + 1
 
 
 def test_a_plan_counts_its_tokens_and_its_disk() -> None:

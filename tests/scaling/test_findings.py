@@ -21,7 +21,7 @@ import torch
 
 from labkit import claims, params
 from labkit.record import dump_json, write_results
-from labkit.scaling import cost, findings
+from labkit.scaling import cost, findings, prices
 from labkit.scaling.admission import Admission, Gate
 from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.counts import parameter_counts, training_flops
@@ -293,14 +293,14 @@ def test_every_number_the_ledger_asks_for_is_produced_or_priced(
     asked = {check.key for claim in claims.load("scaling_grid") for check in claim.checks}
     asked |= {key for claim in claims.load("scaling_grid") for check in claim.checks for key in check.resolved}
     assert asked - set(numbers) == {"hours/quick"}
-    assert "hours/quick" in findings.out_of_reach(published_grid)
+    assert "hours/quick" in prices.out_of_reach(published_grid)
 
 
 def test_ledger_can_judge_every_number_in_its_own_unit(
     published_grid: Grid, numbers: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    prices = findings.out_of_reach(published_grid)
-    publish(tmp_path, "h100", numbers, prices)
+    told = prices.out_of_reach(published_grid)
+    publish(tmp_path, "h100", numbers, told)
     judged = claims.judge(tmp_path).set_index("claim")
     assert judged["measured"]["scaling.grid.n_configurations"] == "16"
     assert judged["verdict"]["scaling.grid.n_configurations"] == "input"
@@ -354,35 +354,70 @@ def test_difference_of_exponents_has_an_interval_around_it(numbers: dict[str, di
 
 
 def test_price_of_every_published_cell_is_finite_and_grows_with_the_cell(grid: Grid) -> None:
-    prices = findings.out_of_reach(grid)
+    told = prices.out_of_reach(grid)
     cells = [f"{mixer}/d{d}_l{n}" for mixer in grid.params.mixers for d, n in PUBLISHED_GRID]
     assert len(cells) == 32
     for cell in cells:
-        price = prices[f"word_perplexity/{cell}"]
+        price = told[f"word_perplexity/{cell}"]
         assert 0 < price["seconds"] < math.inf
         assert 0.4 < price["gib"] < math.inf
         assert "wikitext-2" in price["why"]
-    seconds = [prices[f"word_perplexity/resnet-bk/d{d}_l16"]["seconds"] for d in (64, 128, 256, 512)]
+    seconds = [told[f"word_perplexity/resnet-bk/d{d}_l16"]["seconds"] for d in (64, 128, 256, 512)]
     assert seconds == sorted(seconds)
-    assert prices["peak_gib/d512_l16"] == prices["word_perplexity/resnet-bk/d512_l16"]
-    own = sum(prices[f"word_perplexity/resnet-bk/d{d}_l{n}"]["seconds"] for d, n in PUBLISHED_GRID)
-    assert prices["hours/grid"]["seconds"] == pytest.approx(own)
-    dump_json(prices)
+    dump_json(told)
 
 
-def test_price_is_the_cells_flops_at_the_measured_rate(grid: Grid) -> None:
+def trained_alone(grid: Grid) -> Callable[[str, int, int], float]:
+    """The seconds of a cell of the report's own scale: its FLOPs over those a second of the largest cell that ran."""
     largest = max(grid.results, key=lambda cell: training_flops(cell.config(), 1, 32))
     rate = grid.results[largest]["flops"] / grid.results[largest]["seconds"]
     full = params.resolve("scaling_grid", "h100", {"context": 32})  # the grid's own context is no scope
-    cell = Cell.of(full, "transformer", 256, 8, 0, 1e-3)
     steps = int(5 * cost.n_train_tokens(full) // (32 * 32))
-    expected = steps * training_flops(cell.config(), 32, 32) / rate
-    assert findings.out_of_reach(grid)["word_perplexity/transformer/d256_l8"]["seconds"] == pytest.approx(expected)
+
+    def seconds(mixer: str, d_model: int, n_layers: int) -> float:
+        cell = Cell.of(full, mixer, d_model, n_layers, 0, 1e-3)
+        return steps * training_flops(cell.config(), 32, 32) / rate
+
+    return seconds
+
+
+def test_the_price_of_a_cell_counts_five_rates_of_its_width_and_three_seeds_on_two_workers(grid: Grid) -> None:
+    alone, told = trained_alone(grid), prices.out_of_reach(grid)
+    first, own = alone("transformer", 256, 4), alone("transformer", 256, 8)
+    price = told["word_perplexity/transformer/d256_l8"]
+    assert price["seconds"] == pytest.approx((5 * first + 3 * own) / 2)
+    # At the depth of the sweep one of its five rates is the first seed.
+    assert told["word_perplexity/transformer/d256_l4"]["seconds"] == pytest.approx(7 * first / 2)
+    memory = cost.cell_bytes(
+        Cell.of(params.resolve("scaling_grid", "h100", {"context": 32}), "transformer", 256, 8, 0, 1e-3)
+    )
+    assert price["gib"] == pytest.approx(2 * memory / 2**30), "two at a time"
+
+
+def test_the_price_of_a_memory_or_a_wall_time_is_that_of_the_cells_it_is_about(grid: Grid) -> None:
+    alone, told = trained_alone(grid), prices.out_of_reach(grid)
+    assert told["peak_gib/d512_l16"]["seconds"] == pytest.approx(alone("resnet-bk", 512, 16))
+    assert told["hours/grid"]["seconds"] == pytest.approx(sum(alone("resnet-bk", d, n) for d, n in PUBLISHED_GRID))
+    quick = sum(alone("resnet-bk", d, n) for d in (64, 128) for n in (4, 8))
+    assert told["hours/quick"]["seconds"] == pytest.approx(quick * 3 / 5)
+
+
+def test_the_price_of_a_law_counts_every_seed_and_rate_and_that_of_a_difference_both_mixers(grid: Grid) -> None:
+    alone, told = trained_alone(grid), prices.out_of_reach(grid, {"resnet-bk": "one size"})
+    whole = {
+        mixer: sum(3 * alone(mixer, d, n) for d, n in PUBLISHED_GRID)
+        + 4 * sum(alone(mixer, d, 4) for d in (64, 128, 256, 512))
+        for mixer in grid.params.mixers
+    }
+    assert set(whole) == {"resnet-bk", "transformer"}
+    assert told["exponent/resnet-bk"]["seconds"] == pytest.approx(whole["resnet-bk"] / 2)
+    assert told["exponent_difference"]["seconds"] == pytest.approx(sum(whole.values()) / 2)
+    assert "exponent/transformer" not in told
 
 
 def test_run_at_the_reports_own_scale_prices_nothing(grid: Grid) -> None:
     stated = Grid(params.resolve("scaling_grid", "h100"), grid.data, grid.results)
-    assert findings.out_of_reach(stated) == {}
+    assert prices.out_of_reach(stated) == {}
 
 
 def test_hours_are_the_training_time_over_the_workers(grid: Grid) -> None:
