@@ -19,7 +19,7 @@ from typing import Any
 
 import filelock
 
-from labkit import kernels, params, paths, record, units
+from labkit import claims, kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
 from labkit.files import DiskFull, disk_errors, write_atomically
 from labkit.freshness import input_hashes, mark_done, status, was_run_here
@@ -28,8 +28,8 @@ from labkit.schema import Params
 from labkit.track import choose, follow
 from labkit.watch import cells, in_terminal, watch
 from labkit.workflow import lock, notebook, publish
-from labkit.workflow.cells import RENDER
-from labkit.workflow.evidence import functions_of, look
+from labkit.workflow.cells import RENDER, store_of
+from labkit.workflow.evidence import OLD, functions_of, look
 from labkit.workflow.origin import git_state
 
 __all__ = ["describe", "doctor", "exclusive", "plan", "render", "run", "status"]
@@ -80,6 +80,8 @@ def run(
 def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Path:
     """Make the figures, tables and verdicts of a published profile again from its cells on record, running none.
 
+    A folder recorded before cells were kept cannot be rendered: its results are judged again, and nothing else changes.
+
     Returns:
         the published folder.
 
@@ -88,13 +90,29 @@ def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Pa
         record.RunFailed: as `run`.
     """
     resolved = params.resolve(report, hardware)
+    if _has_no_cells(report, hardware) and (judged := _judge_again(report, hardware, say)):
+        return judged
     state = look(resolved)
     if lacking := [*state.missing, *(f"{name} ({why})" for name, why in state.outdated.items())]:
+        if judged := _judge_again(report, hardware, say):
+            return judged
         listed = "\n".join(f"  {one}" for one in lacking)
         remedy = f"`labkit run {report} --hw {hardware}` computes them"
         raise ValueError(f"{report} on {hardware}: {len(lacking)} cells are not on record; {remedy}\n{listed}")
     with exclusive(report, hardware):
         return _make(resolved, None, say, {RENDER: "1"})
+
+
+def _has_no_cells(report: str, hardware: str) -> bool:
+    return next(store_of(hardware, report).records(), None) is None
+
+
+def _judge_again(report: str, hardware: str, say: Callable[[str], None]) -> Path | None:
+    with exclusive(report, hardware):
+        folder = claims.rejudge(report, hardware)
+    if folder:
+        say(f"judged {folder} again; it was {OLD}, so that nothing else in it can be made again")
+    return folder
 
 
 def _make(
@@ -190,7 +208,7 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None], more: 
         **more,
     }
     try:
-        with _environment(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
+        with kernels.inherited(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
             papermill.execute_notebook(
                 paths.notebook(report),
                 executed,
@@ -228,20 +246,6 @@ def _keep_failed(executed: Path, resolved: Params) -> Path:
     kept = folder / f"{resolved.report_id()}-{time.strftime('%Y%m%dT%H%M%S')}.ipynb"
     os.replace(executed, kept)
     return kept
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:

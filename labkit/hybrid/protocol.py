@@ -18,9 +18,8 @@ from scipy import stats as scipy_stats
 
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.config import LEADS
-from labkit.stats import Interval, ratio_ci
+from labkit.stats import LEAST_ACTS, Interval, ratio_ci
 from labkit.units import settled
-from labkit.verdict import LEAST_ACTS
 
 BASELINE = "adamw"
 MARGIN = 0.003
