@@ -19,7 +19,7 @@ from typing import Any
 
 import filelock
 
-from labkit import claims, kernels, params, paths, record, units
+from labkit import claims, conclusion, kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
 from labkit.files import DiskFull, disk_errors, write_atomically
 from labkit.freshness import input_hashes, mark_done, status, was_run_here
@@ -90,7 +90,7 @@ def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Pa
         record.RunFailed: as `run`.
     """
     resolved = params.resolve(report, hardware)
-    if _has_no_cells(report, hardware) and (judged := _judge_again(report, hardware, say)):
+    if not any(store_of(hardware, report).records()) and (judged := _judge_again(report, hardware, say)):
         return judged
     state = look(resolved)
     if lacking := [*state.missing, *(f"{name} ({why})" for name, why in state.outdated.items())]:
@@ -101,10 +101,6 @@ def render(report: str, hardware: str, say: Callable[[str], None] = print) -> Pa
         raise ValueError(f"{report} on {hardware}: {len(lacking)} cells are not on record; {remedy}\n{listed}")
     with exclusive(report, hardware):
         return _make(resolved, None, say, {RENDER: "1"})
-
-
-def _has_no_cells(report: str, hardware: str) -> bool:
-    return next(store_of(hardware, report).records(), None) is None
 
 
 def _judge_again(report: str, hardware: str, say: Callable[[str], None]) -> Path | None:
@@ -126,6 +122,7 @@ def _make(
         counts = not environment or was_run_here(report, hardware)
         executed = _execute(resolved, staging, say, environment)
         _check_outputs(resolved, staging, executed)
+        notebook.lead_with(executed, lambda: conclusion.lead(report, hardware, staging))
         _write_notebook(executed, staging)
         ran = _last_run(report, hardware) if environment else _this_run(time.time() - started)
         _write_record(resolved, staging, ran, inputs, overrides)
