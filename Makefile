@@ -18,8 +18,9 @@ KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MM
            PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
 PROFILES := $(sort $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))
-# Reports with committed cells on HW, which can be rendered.
-RENDERED := $(strip $(foreach r,$(WINGS),$(if $(wildcard figures/$(HW)/$(r)/cells.json.xz),$(r))))
+# Reports on record on HW: those with committed cells are rendered, those recorded before cells were kept judged again.
+ON_RECORD := cells.json.xz results.json
+RENDERED := $(strip $(foreach r,$(WINGS),$(if $(wildcard $(addprefix figures/$(HW)/$(r)/,$(ON_RECORD))),$(r))))
 SOURCES := labkit tests benchmarks notebooks
 
 ifeq ($(filter $(HW),$(PROFILES)),)
@@ -61,8 +62,8 @@ $(foreach r,$(REPORTS),$(eval $(call REPORT_RULES,$(r),$(notdir $(wildcard noteb
 $(OUT)/claims/done: $(foreach w,$(WINGS),$(OUT)/$(w)/done)
 -include $(foreach r,$(REPORTS),$(OUT)/$(r)/done.d)
 
-render: $(READY)  ## make published figures again from committed cells, in seconds, training nothing
-	@$(if $(RENDERED),:,echo "no cells are committed for $(HW); those with some: $(notdir $(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(wildcard figures/*/*/cells.json.xz))))))" && exit 2)
+render: $(READY)  ## make published figures again from committed cells, or judge what has none; trains nothing
+	@$(if $(RENDERED),:,echo "nothing is on record for $(HW); profiles with something: $(sort $(notdir $(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(wildcard $(addprefix figures/*/*/,$(ON_RECORD)))))))))" && exit 2)
 	$(if $(RENDERED),+@$(MAKE) --no-print-directory -j2 $(addprefix render-,$(RENDERED)))
 	$(if $(wildcard figures/$(HW)/claims/claims.csv),$(BIN)/labkit render claims --hw $(HW)$(if $(UNCOMMITTED), --uncommitted))
 

@@ -14,7 +14,9 @@ from rich.text import Text
 
 from labkit import params, paths
 from labkit.audit import Check, Claim, Defect, audit, read_ledger
+from labkit.files import write_atomically
 from labkit.formula import Interval
+from labkit.record import dump_json
 from labkit.schema import Scale
 from labkit.units import GB, GIB, MB, MIB
 from labkit.verdict import DECIDED, Evidence, Grade, OutOfReach, Result, Verdict, lack, verdict
@@ -147,6 +149,28 @@ def judge_profile(hardware: str, report: str | None = None) -> pd.DataFrame:
     files = {path.stem: folder / path.stem / "results.json" for path in ledgers(report)}
     stale = {name: why_stale(name, hardware, _read_results(file)) for name, file in files.items() if file.exists()}
     return judge(folder, report=report, stale=stale)
+
+
+def rejudge(report: str, hardware: str) -> Path | None:
+    """Write claims.json of a folder that was recorded before cells were kept anew, by ledger and rule as they are now.
+
+    What is committed is judged where nothing was published yet at the place for outputs, as cells are taken from there.
+
+    Returns:
+        the folder that holds claims.json now; None if there is no such record, and nothing was written.
+
+    Raises:
+        ValueError: the ledger or the results.json is invalid.
+        DiskFull: no room; the file that was there is as it was.
+    """
+    final = paths.figures(hardware, report)
+    for folder in (final, paths.figures_of(paths.root(), hardware, report)):
+        if (folder / "results.json").exists():
+            if _read_results(folder / "results.json").evidence is not None:
+                return None
+            write_atomically(final / "claims.json", dump_json(judge(folder).to_dict("records")))
+            return final
+    return None
 
 
 def why_stale(report: str, hardware: str, results: Results) -> list[str]:

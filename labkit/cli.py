@@ -165,7 +165,10 @@ def audit(
 
 @app.command()
 def render(report: Report, hw: Hardware = "cpu", uncommitted: Uncommitted = False) -> None:
-    """Make a published profile's figures, tables and verdicts again from its cells on record, training nothing."""
+    """Make a published profile's figures, tables and verdicts again from its cells on record, training nothing.
+
+    Results recorded before cells were kept are judged again by the present rule and ledger; nothing else changes.
+    """
     from labkit import run as runner
 
     runner.render(report, hw, say=console.print, uncommitted=uncommitted)

@@ -1,12 +1,14 @@
 """What may be concluded, in sentences made from verdicts: another run changes them, and nobody types one.
 
 conclusion.of(claims.judge(out_dir))        # Markdown: what holds, what does not, what is undecided and why
+conclusion.lead(report, profile, out_dir)   # Markdown: the same in short, for the top of its page
 conclusion.table(["cpu", "cpu-24gb"])       # Markdown: every headline with its verdict on some profiles
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -37,12 +39,30 @@ def of(judged: pd.DataFrame) -> str:
         rows = main[main["verdict"].isin(list(map(str, verdicts)))]
         if len(rows):
             parts.append("\n".join([f"**{heading}.**", "", *map(_line, rows.itertuples(index=False))]))
-    return "\n\n".join([answer(judged), *parts])
+    return "\n\n".join([_told(main), *parts])
+
+
+def lead(report: str, hardware: str, folder: Path) -> str:
+    """Return the answer that a report's page opens with: how many headlines are decided, and each with its verdict.
+
+    Args:
+        report: which report; the ledger's own notebook has all headlines in a table of its own.
+        hardware: the profile.
+        folder: what the run publishes.
+    """
+    if report == "claims":
+        return f"**Answer.** {answer(claims.judge_profile(hardware))}"
+    main = claims.headlines(claims.judge(folder))
+    rows = [_row([one["statement"], _cell(one)]) for _, one in main.iterrows()]
+    return "\n".join([f"**Answer.** {_told(main)}", "", _row(["claim", "what came out"]), _row(["---"] * 2), *rows])
 
 
 def answer(judged: pd.DataFrame) -> str:
     """Say in a sentence how many headlines of judged rows are decided, and which way."""
-    main = claims.headlines(judged)
+    return _told(claims.headlines(judged))
+
+
+def _told(main: pd.DataFrame) -> str:
     counts = main["verdict"].value_counts()
     told = ", ".join(f"{counts[name]} {name}" for name in map(str, Verdict) if name in counts)
     return f"Of {len(main)} headline claims {claims.decided(main)} are decided on this profile: {told}."

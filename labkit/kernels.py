@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 ENVIRONMENT = {
     # A kernel of the same name in the user's home must not win over this environment's.
     "JUPYTER_PREFER_ENV_PATH": "1",
@@ -12,3 +16,18 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Variables by name; `make lab` sets the same."""
+
+
+@contextmanager
+def inherited(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, which the kernels that it starts inherit, until the block ends."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -19,7 +19,7 @@ from typing import Any
 
 import filelock
 
-from labkit import kernels, params, paths, record, units
+from labkit import claims, conclusion, kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
 from labkit.files import DiskFull, disk_errors, write_atomically
 from labkit.freshness import input_hashes, mark_done, status, was_run_here
@@ -28,8 +28,8 @@ from labkit.schema import Params
 from labkit.track import choose, follow
 from labkit.watch import cells, in_terminal, watch
 from labkit.workflow import committed, lock, notebook, publish
-from labkit.workflow.cells import RENDER
-from labkit.workflow.evidence import functions_of, look
+from labkit.workflow.cells import RENDER, store_of
+from labkit.workflow.evidence import OLD, functions_of, look
 
 __all__ = ["describe", "doctor", "exclusive", "plan", "render", "run", "status"]
 
@@ -84,6 +84,8 @@ def run(
 def render(report: str, hardware: str, say: Callable[[str], None] = print, *, uncommitted: bool = False) -> Path:
     """Make the figures, tables and verdicts of a published profile again from its cells on record, running none.
 
+    A folder recorded before cells were kept cannot be rendered: its results are judged again, and nothing else changes.
+
     Args:
         report: which report.
         hardware: which profile.
@@ -100,13 +102,25 @@ def render(report: str, hardware: str, say: Callable[[str], None] = print, *, un
     resolved = params.resolve(report, hardware)
     if not uncommitted:
         committed.refuse_uncommitted(paths.figures(hardware, report))
+    if not any(store_of(hardware, report).records()) and (judged := _judge_again(report, hardware, say)):
+        return judged
     state = look(resolved)
     if lacking := [*state.missing, *(f"{name} ({why})" for name, why in state.outdated.items())]:
+        if judged := _judge_again(report, hardware, say):
+            return judged
         listed = "\n".join(f"  {one}" for one in lacking)
         remedy = f"`labkit run {report} --hw {hardware}` computes them"
         raise ValueError(f"{report} on {hardware}: {len(lacking)} cells are not on record; {remedy}\n{listed}")
     with exclusive(report, hardware):
         return _make(resolved, None, say, {RENDER: "1"})
+
+
+def _judge_again(report: str, hardware: str, say: Callable[[str], None]) -> Path | None:
+    with exclusive(report, hardware):
+        folder = claims.rejudge(report, hardware)
+    if folder:
+        say(f"judged {folder} again; it was {OLD}, so that nothing else in it can be made again")
+    return folder
 
 
 def _make(
@@ -121,6 +135,7 @@ def _make(
         counts = not environment or was_run_here(report, hardware)
         executed = _execute(resolved, staging, say, environment)
         _check_outputs(resolved, staging, executed)
+        notebook.lead_with(executed, lambda: conclusion.lead(report, hardware, staging))
         _write_notebook(executed, staging)
         ran = record.last_run(report, hardware) if environment else record.this_run(time.time() - started)
         record.write_run(staging, resolved, ran, inputs, overrides, changed)
@@ -203,7 +218,7 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None], more: 
         **more,
     }
     try:
-        with _environment(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
+        with kernels.inherited(environment), watch(report, executed, heartbeat, say), disk_errors(executed):
             papermill.execute_notebook(
                 paths.notebook(report),
                 executed,
@@ -241,20 +256,6 @@ def _keep_failed(executed: Path, resolved: Params) -> Path:
     kept = folder / f"{resolved.report_id()}-{time.strftime('%Y%m%dT%H%M%S')}.ipynb"
     os.replace(executed, kept)
     return kept
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _check_outputs(resolved: Params, staging: Path, executed: Path) -> None:

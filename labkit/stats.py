@@ -19,8 +19,10 @@ from scipy import stats as scipy_stats
 from labkit.affine import AffineFit, fit_affine
 from labkit.units import settled
 
-__all__ = ["AffineFit", "Interval", "bootstrap_ci", "fit_affine", "mean_ci", "ratio_ci", "standard_error"]
+__all__ = ["LEAST_ACTS", "AffineFit", "Interval", "bootstrap_ci", "fit_affine", "mean_ci", "ratio_ci", "standard_error"]
 
+LEAST_ACTS = 10
+"""How often a mechanism must have acted (jumps accepted, say) before a run says anything about it."""
 _BCA_LIMIT = 2_000
 _BATCH_VALUES = 10_000_000
 

@@ -66,7 +66,8 @@ def settled(x: float, digits: int = 8) -> float:
     """Round to significant digits, so that a fit or a logarithm comes out the same on every processor; counts stay.
 
     Instruction sets round logarithms and sums of products differently in their last digits (numpy takes other code for
-    AVX-512), and what is made again from the same record must be equal to the byte.
+    AVX-512), and what is made again from the same record must be equal to the byte. Eight digits are one more than is
+    published (labkit.workflow.tables): what follows from a settled number keeps the digits that are shown.
     """
     return float(x) if float(x).is_integer() else float(f"{x:.{digits}g}")
 

@@ -33,9 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from labkit.audit import Check, Claim, Finding
 from labkit.formula import Interval
 from labkit.schema import Scale
-
-LEAST_ACTS = 10
-"""How often a mechanism must have acted (jumps accepted, say) before a run says anything about it."""
+from labkit.stats import LEAST_ACTS
 
 
 class Verdict(StrEnum):

@@ -14,6 +14,7 @@ from labkit.audit import Check, Claim, Finding
 from labkit.claims import judge
 from labkit.formula import Interval
 from labkit.schema import Scale
+from labkit.stats import LEAST_ACTS
 from labkit.verdict import Evidence, Grade, OutOfReach, Result, Verdict
 
 DECISIVE = (Scale.REDUCED, Scale.STATED)
@@ -338,7 +339,7 @@ def test_only_a_reduced_or_stated_run_ever_decides_and_a_stated_row_only_the_lat
         assert measured.inside(reported) == (judgement.verdict is Verdict.REPRODUCED)
         assert measured.meets(reported) == (judgement.verdict is Verdict.REPRODUCED)
         assert evidence.result.ci or evidence.result.exact or evidence.check.grade == "property"
-        assert evidence.result.acted is None or evidence.result.acted >= rule.LEAST_ACTS
+        assert evidence.result.acted is None or evidence.result.acted >= LEAST_ACTS
     assert judgement.why
 
 

@@ -50,7 +50,7 @@ def copy_of_the_clone(folder):
         shutil.copytree(paths.root() / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "evidence.lock"):
         shutil.copy(paths.root() / name, folder)
-    for own in paths.root().glob("figures/cpu/*/cells.json.xz"):
-        shutil.copytree(own.parent, folder / own.parent.relative_to(paths.root()))
+    for own in (path.parent for path in paths.root().glob("figures/*/*/results.json")):
+        shutil.copytree(own, folder / own.relative_to(paths.root()))
     (folder / ".venv").symlink_to(sys.prefix)
     return folder

@@ -19,8 +19,8 @@ from labkit.hybrid import void
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.config import LEADS
 from labkit.hybrid.speed import BASELINE, LEAST_SEEDS, Reach, frontier, loss_at, paired, reach
+from labkit.stats import LEAST_ACTS
 from labkit.units import settled
-from labkit.verdict import LEAST_ACTS
 
 MARGIN = 0.003
 """Relative difference in loss that counts as none: the report's 2 % is worth a run 1.2 to 1.5 times as long."""

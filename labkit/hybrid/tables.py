@@ -220,6 +220,7 @@ def baseline_sentence(runs: pd.DataFrame) -> str:
     shorter, longest = line.iloc[-2], line.iloc[-1]
     loss = 100 * (shorter["loss"] / longest["loss"] - 1)
     return (
-        f"The baseline ends at {longest['loss']:.3f} nats in {longest['seconds']:.1f} s; a schedule that takes "
-        f"{longest['seconds'] / shorter['seconds']:.2f}x less time ends {loss:.2f} % higher, with no prediction at all."
+        f"The baseline ends at {longest['loss']:.3f} nats in {longest['seconds']:.1f} s; a schedule of "
+        f"{shorter['seconds'] / longest['seconds']:.2f} times that time changes the loss by {loss:+.2f} %, with no "
+        f"prediction at all."
     )

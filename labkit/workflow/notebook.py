@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
+from labkit.files import write_atomically
+
 NAME = "notebook.ipynb"
+ANSWER = "answer"
+"""Id of the cell below a notebook's question, into which a run writes what came out."""
 MOST_BYTES = 1_500_000
 """Largest published notebook; code hosts refuse to draw larger ones."""
 _KEPT_METADATA = ("kernelspec",)
@@ -30,6 +34,23 @@ _STYLER = re.compile(
     r'<style type="text/css">\s*</style>\s*| id="T_\w+"| class="(?:data|col_heading|row_heading|index_name|blank)[^"]*"'
 )
 _INJECTED = "injected-parameters"
+
+
+def lead_with(executed: Path, answer: Callable[[], str]) -> None:
+    """Write an answer below the question of an executed notebook, so that its page opens with what came out.
+
+    A notebook without a cell for it stays as it is, and nothing is asked.
+
+    Args:
+        executed: the notebook that papermill wrote.
+        answer: makes the answer, as Markdown.
+    """
+    document = nbformat.read(executed, as_version=4)
+    places = [cell for cell in document.cells if cell.id == ANSWER]
+    for cell in places:
+        cell.source = answer()
+    if places:
+        write_atomically(executed, nbformat.writes(document).encode())
 
 
 def published(executed: Path, places: Iterable[tuple[Path, str]]) -> bytes:

@@ -17,6 +17,7 @@ from notebook_tools import KEPT, NOTEBOOKS, assignments, code_cells, parameters_
 
 from labkit import params, paths, yaml12
 from labkit.reports import REPORTS
+from labkit.workflow.notebook import ANSWER
 
 LONGEST_DEF = 5
 LONGEST_LOOP = 3
@@ -56,7 +57,8 @@ def test_opens_with_its_question_and_the_answer(report: str, notebook: NotebookN
     assert first.cell_type == "markdown"
     assert re.match(r"# \S+( \S+){3,}\n", first.source), "a heading that asks or claims something, not a label"
     assert re.search(r"^\*\*Question\.\*\* \S", first.source, re.MULTILINE)
-    assert re.search(r"^\*\*Answer\.\*\* \S", first.source, re.MULTILINE)
+    assert re.search(r"^\*\*Answer\.\*\* \S", notebook.cells[1].source, re.MULTILINE)
+    assert [i for i, cell in enumerate(notebook.cells) if cell.id == ANSWER] == [1], "a run writes what came out there"
     titles = [line for cell in markdown(notebook) for line in cell.source.splitlines() if line.startswith("# ")]
     assert len(titles) == 1
 

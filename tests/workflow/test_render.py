@@ -5,6 +5,7 @@ The references are the committed tables and verdicts; the machine that renders i
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from labkit import cli, freshness, paths
+from labkit import run as runner
 from labkit.workflow import notebook
 from labkit.workflow.store import ARCHIVE, read_archive, write_archive
 
@@ -113,7 +115,54 @@ def test_a_missing_cell_is_listed_and_nothing_published_changes(tmp_path, monkey
     assert {path.name: path.read_bytes() for path in (tmp_path / own).iterdir()} == before
 
 
-def test_a_profile_without_cells_is_told_which_have_some(tmp_path):
+@pytest.fixture
+def before_cells(tmp_path, monkeypatch):
+    """What was recorded before cells were kept, alone in a folder that labkit takes for its output."""
+    for record in FIGURES.glob("*/*/results.json"):
+        if "evidence" not in json.loads(record.read_text()):
+            shutil.copytree(record.parent, tmp_path / record.parent.relative_to(REPOSITORY))
+    monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_recorded_before_cells_were_kept_is_judged_again_and_nothing_else_changes(before_cells):
+    committed = contents(before_cells / "figures")
+    own = before_cells / "figures" / "cpu-24gb" / "chunked_offload"
+    verdicts = json.loads((own / "claims.json").read_text())
+    (own / "claims.json").write_text(json.dumps([row | {"verdict": "reproduced"} for row in verdicts]))
+    said = []
+    assert runner.render("chunked_offload", "cpu-24gb", said.append) == own
+    assert said == [
+        f"judged {own} again; it was recorded before cells were kept, so that nothing else in it can be made again"
+    ]
+    assert contents(before_cells / "figures") == committed
+
+
+def test_another_result_changes_the_verdict_when_it_is_judged_again(before_cells):
+    own = before_cells / "figures" / "cpu-24gb" / "chunked_offload"
+    document = json.loads((own / "results.json").read_text())
+    document["results"]["speedup/batch_32"] |= {"ci": [4.7, 6.9], "value": 5.8}
+    (own / "results.json").write_text(json.dumps(document))
+    runner.render("chunked_offload", "cpu-24gb", print)
+    rows = {row["claim"]: row["verdict"] for row in json.loads((own / "claims.json").read_text())}
+    assert rows["offload.speedup.least"] == "contradicted"
+
+
+def test_make_render_judges_a_whole_profile_that_has_no_cells(before_cells):
+    committed = contents(before_cells / "figures")
+    for path in before_cells.glob("figures/cpu-24gb/*/claims.json"):
+        path.unlink()
+    command = ["make", "render", "HW=cpu-24gb", *set_up(before_cells)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(before_cells / "figures") == committed
+
+
+def test_a_profile_with_nothing_on_record_is_told_which_have_something(tmp_path):
     done = subprocess.run(
         ["make", "render", "HW=h100", *set_up(tmp_path)],
         cwd=REPOSITORY,
@@ -121,4 +170,4 @@ def test_a_profile_without_cells_is_told_which_have_some(tmp_path):
         text=True,
     )
     assert done.returncode == 2
-    assert "no cells are committed for h100; those with some: cpu" in done.stdout
+    assert "nothing is on record for h100; profiles with something: cpu" in done.stdout
