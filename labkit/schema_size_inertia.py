@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from labkit.schema import Layer, ModelName, Params, check_lists
 
@@ -12,6 +12,8 @@ RungName = Literal[
     "qwen2-16m", "qwen2-48m", "qwen2-110m", "qwen2-250m", "qwen2.5-0.5b", "qwen2-1b", "phi-2", "qwen2.5-7b"
 ]
 """Random-weight shapes that labkit.inertia.ladder builds by name."""
+TierName = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(\+notes)?(\*[1-9])?$")]
+"""A way to answer: a model, with notes looked up, by the majority of some samples: `gemma-3-270m+notes*3`."""
 
 
 class SizeInertia(Params):
@@ -35,6 +37,10 @@ class SizeInertia(Params):
     """Optimizer steps of each rate of the sweep."""
     learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
     """Peak rates tried for each model, on four fifths of the pairs and judged on the rest."""
+    report_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Peak rates at which the report's schedule is run with every seed; the report's own is one of them."""
+    balanced_pairs: Annotated[NonNegativeInt, Layer.SCOPE]
+    """Word-balanced pairs scored after each arm but those of the sweep; 0 for none."""
     control_models: Annotated[list[ModelName], Layer.SCOPE]
     """Models that also get the controls, the smaller data sets, and quantized weights on real text."""
     shuffles: Annotated[list[int], Layer.SCOPE]
@@ -47,6 +53,18 @@ class SizeInertia(Params):
     """Tokens of held-out text that each quantized pretrained model reads."""
     questions: Annotated[PositiveInt, Layer.SCOPE]
     """Checkable questions answered by every model for the routing matrix."""
+    tiers: Annotated[list[TierName], Layer.SCOPE]
+    """Ways to answer the generated questions, between which queries are routed; none, or at least two."""
+    generated_questions: Annotated[NonNegativeInt, Layer.SCOPE]
+    """Generated questions that every tier answers."""
+    factorial_widths: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Widths of the factorial of random-weight shapes; none for no factorial."""
+    factorial_depths: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Its numbers of layers."""
+    factorial_rounds: Annotated[PositiveInt, Layer.SCOPE]
+    """Rounds in which every shape of it is timed once, each in a random order."""
+    factorial_dtypes: Annotated[list[Literal["float32", "bfloat16"]], Layer.SCOPE]
+    """Types its weights are held in, a factorial for each."""
     decode_repeats: Annotated[PositiveInt, Layer.SCOPE]
     """Timed repeats of each rung, interleaved with the copy bandwidth."""
     seeds: Annotated[list[int], Layer.SCOPE]
@@ -78,10 +96,24 @@ class SizeInertia(Params):
 
     @model_validator(mode="after")
     def _no_empty_or_repeated_list(self) -> Self:
-        names = ("models", "ladder", "quantized", "learning_rates", "control_models", "dataset_sizes")
-        check_lists(self, *names, "shuffles", "seeds")
+        names = ("models", "ladder", "quantized", "learning_rates", "report_rates", "control_models", "dataset_sizes")
+        optional = ("tiers", "factorial_widths", "factorial_depths", "factorial_dtypes")
+        check_lists(self, *names, "shuffles", "seeds", *(name for name in optional if getattr(self, name)))
         if strangers := sorted(set(self.control_models) - set(self.models)):
             raise ValueError(f"control_models names {', '.join(strangers)}, which models does not list")
         if strangers := sorted(set(self.quantized) - set(self.ladder)):
             raise ValueError(f"quantized names {', '.join(strangers)}, which ladder does not list")
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_and_rates_fit(self) -> Self:
+        if self.report_learning_rate not in self.report_rates:
+            raise ValueError(f"report_rates must list the report's own rate, {self.report_learning_rate:g}")
+        named = {tier.partition("+")[0].partition("*")[0] for tier in self.tiers}
+        if strangers := sorted(named - set(self.models)):
+            raise ValueError(f"tiers names {', '.join(strangers)}, which models does not list")
+        if bool(self.tiers) != bool(self.generated_questions) or len(self.tiers) == 1:
+            raise ValueError("tiers needs at least two ways to answer, and generated_questions to answer; or neither")
+        if bool(self.factorial_widths) != bool(self.factorial_depths):
+            raise ValueError("factorial_widths and factorial_depths must both be given, or neither")
         return self

@@ -26,16 +26,25 @@ ALLOWED_UNMATCHED = {"phi-2": ("o_proj",)}
 """Targets of the report's list that a model of the report does not have: it trained Phi-2 without them."""
 
 
-def report_arm(params: SizeInertia, model: str, seed: int) -> DpoArm:
-    """Return the report's own schedule, stopped after the profile's number of steps."""
+def report_arm(params: SizeInertia, model: str, seed: int, rate: float | None = None) -> DpoArm:
+    """Return the report's own schedule, stopped after the profile's number of steps.
+
+    Args:
+        params: of the profile.
+        model: what is trained.
+        seed: of the adapters and the order of the pairs.
+        rate: peak learning rate, by default the report's; at another one the arm's role is "rate".
+    """
+    own = rate is None or rate == params.report_learning_rate
+    peak = params.report_learning_rate if own else rate
     return DpoArm(
         **_common(params, model, seed),
-        name=f"{model} report s{seed}",
-        role="report",
+        name=f"{model} report s{seed}" if own else f"{model} rate {peak:g} s{seed}",
+        role="report" if own else "rate",
         n_pairs=N_PAIRS,
         steps=params.report_steps,
         schedule_steps=REPORT_STEPS,
-        learning_rate=params.report_learning_rate,
+        learning_rate=peak,
         warmup_steps=params.report_warmup_steps,
     )
 

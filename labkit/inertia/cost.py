@@ -14,6 +14,7 @@ import torch
 
 from labkit import device
 from labkit.cost import Cost
+from labkit.inertia import factorial, tiers
 from labkit.models import SHAPES, shape_of
 from labkit.schema_size_inertia import SizeInertia
 from labkit.workflow import environment
@@ -25,6 +26,8 @@ TOKENS_PER_PAIR = 190
 """Prompt, chosen and rejected text of a packed pair, to two digits."""
 N_TRAIN, N_VALIDATION = 115, 23
 """Pairs of the training split, and those of them that a sweep leaves to choose by."""
+BALANCED_SHARE = 0.5
+"""Tokens of a word-balanced pair over those of a written one."""
 _GEMM_SHARE = 0.5
 _INIT_VALUES_PER_SECOND = 8e7
 _LOAD_SECONDS = 6.0
@@ -50,8 +53,9 @@ def plan_study(params: SizeInertia) -> Cost:
 
 
 def n_arms(params: SizeInertia, model: str) -> int:
-    """Count a model's training arms: report and tuned for each seed, the sweep, controls and smaller sets."""
-    return 2 * len(params.seeds) + len(params.learning_rates) + n_control_arms(params, model)
+    """Count a model's training arms: the report's rates and the tuned one for each seed, the sweep, controls, sizes."""
+    of_seeds = (len(params.report_rates) + 1) * len(params.seeds)
+    return of_seeds + len(params.learning_rates) + n_control_arms(params, model)
 
 
 def n_control_arms(params: SizeInertia, model: str) -> int:
@@ -64,7 +68,8 @@ def n_arm_steps(params: SizeInertia, model: str) -> int:
     """Count a model's optimizer steps, all arms together."""
     tuned = len(params.seeds) + n_control_arms(params, model)
     swept = len(params.learning_rates) * params.sweep_steps
-    return len(params.seeds) * params.report_steps + tuned * params.tuned_steps + swept
+    reported = len(params.report_rates) * len(params.seeds)
+    return reported * params.report_steps + tuned * params.tuned_steps + swept
 
 
 def n_cells(params: SizeInertia) -> int:
@@ -73,7 +78,10 @@ def n_cells(params: SizeInertia) -> int:
     quantized = 3 * len(params.quantized) + 2 * len(params.control_models)
     of_models = 2 * len(params.models) + (len(params.models) > 1)
     n_covered = len({*REPORTED, *params.models}) + 1
-    return arms + len(params.ladder) + quantized + of_models + n_covered + 1
+    asked = sum(len(tiers.specs(params, tier)) for tier in params.tiers) + bool(params.tiers)
+    judged = len(params.models) + bool(params.balanced_pairs)
+    timed = len(params.ladder) + len(factorial.rungs(params)) + quantized
+    return arms + timed + of_models + asked + n_covered + judged + 1
 
 
 def training_flops(params: SizeInertia) -> float:
@@ -88,9 +96,11 @@ def training_flops(params: SizeInertia) -> float:
 def n_scored_pairs(params: SizeInertia, model: str) -> int:
     """Count the pairs that are scored without training: by the reference once, and after each arm."""
     n_sweep = len(params.learning_rates)
-    judged = 2 * params.held_out_pairs * (n_arms(params, model) - n_sweep) + n_sweep * (N_VALIDATION + 2)
-    reference = params.held_out_pairs + N_TRAIN * (3 if model in params.control_models else 1)
-    return judged + reference
+    each = 2 * params.held_out_pairs + BALANCED_SHARE * params.balanced_pairs
+    judged = each * (n_arms(params, model) - n_sweep) + n_sweep * (N_VALIDATION + 2)
+    # By the arms, which share a folder, and by the reference's own cell.
+    reference = 2 * each + N_TRAIN * (3 if model in params.control_models else 1)
+    return round(judged + reference)
 
 
 def training_rate(params: SizeInertia) -> tuple[float, str]:
@@ -109,8 +119,10 @@ def decoding_seconds(params: SizeInertia) -> float:
     rungs = sum(
         rung_seconds(params, name, bandwidth) for name in (*params.ladder, *params.quantized, *params.quantized)
     )
-    answers = sum(question_seconds(params, model, bandwidth) for model in params.models)
-    return rungs + answers + _LOAD_SECONDS * sum(n_arms(params, model) for model in params.models)
+    answers = sum(question_seconds(params, model, params.questions, bandwidth) for model in params.models)
+    answers += sum(tier_seconds(params, tier, bandwidth) for tier in params.tiers)
+    shapes = factorial.seconds(params, bandwidth)
+    return rungs + shapes + answers + _LOAD_SECONDS * sum(n_arms(params, model) for model in params.models)
 
 
 def rung_seconds(params: SizeInertia, name: str, bandwidth: float) -> float:
@@ -125,15 +137,24 @@ def making_seconds(name: str) -> float:
     return rung_parameters(name) / _INIT_VALUES_PER_SECOND
 
 
-def question_seconds(params: SizeInertia, model: str, bandwidth: float) -> float:
-    """Return the seconds of one model's answers."""
+def question_seconds(params: SizeInertia, model: str, n: int, bandwidth: float) -> float:
+    """Return the seconds of one model's answers to n questions."""
     per_token = 5e-3 + shape_of(model).parameters * weights_dtype(params).itemsize / bandwidth
-    return params.questions * params.answer_tokens * per_token
+    return n * params.answer_tokens * per_token
+
+
+def tier_seconds(params: SizeInertia, tier: str, bandwidth: float) -> float:
+    """Return the seconds of one tier's answers: samples decoded side by side, notes read as half as many tokens."""
+    model, notes, samples = tiers.parsed(tier)
+    alone = question_seconds(params, model, params.generated_questions, bandwidth)
+    return alone * (1 + 0.5 * bool(notes)) * (1 + 0.5 * (samples - 1))
 
 
 def peak_bytes(params: SizeInertia) -> float:
     """Return the memory of the largest cell: a rung's weights, or a model's with activations of two pairs."""
     rung = 1.1 * max(map(rung_parameters, params.ladder)) * weights_dtype(params).itemsize
+    widest = 4 if "float32" in params.factorial_dtypes else 2
+    rung = max(rung, 1.1 * factorial.largest(params) * widest)
     return max(rung + _PROCESS_BYTES, *(training_bytes(params, model) for model in params.models))
 
 

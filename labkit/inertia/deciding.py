@@ -67,10 +67,14 @@ def measure_deciding(spec: DecidingSpec) -> dict[str, Any]:
         plain JSON by the name of the policy: `scores` and `seconds` as in `Decided`, or `why` it cannot.
     """
     prompts = questions.prompts()
-    asked = [prompts[query] for query in spec.queries]
+    return decided([prompts[query] for query in spec.queries], spec.gains)
+
+
+def decided(asked: Sequence[str], gains: Sequence[int]) -> dict[str, Any]:
+    """Return what `measure_deciding` does, for prompts and what a router can learn from them."""
     found = {KEYWORDS: asdict(by_keywords(asked)), LENGTH: asdict(by_length(asked))}
     try:
-        return found | {LEARNED: asdict(by_learning(asked, np.array(spec.gains)))}
+        return found | {LEARNED: asdict(by_learning(asked, np.array(gains)))}
     except CannotRoute as error:
         return found | {LEARNED: {"why": str(error)}}
 

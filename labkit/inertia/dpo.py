@@ -31,7 +31,7 @@ START_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
 """Largest distance of the first loss from ln 2, by the type of the weights."""
 PACKAGES = ("torch", "transformers", "trl", "peft")
 """Packages whose versions an arm's result names."""
-_TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
+TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
 
 
 class Steps(Protocol):
@@ -47,9 +47,10 @@ class DpoArm:
 
     name: str
     """Short name for people; no part of what the arm is."""
-    role: Literal["report", "sweep", "tuned", "shuffled", "template", "fewer pairs"] = "tuned"
-    """What it is for in a study: the report's schedule, a learning rate to choose from, the chosen one, or a control of
-    that. It changes no number, so an arm of another role that has the same values is the same cell."""
+    role: Literal["report", "rate", "sweep", "tuned", "shuffled", "template", "fewer pairs"] = "tuned"
+    """What it is for in a study: the report's schedule, the same at another rate, a learning rate to choose from, the
+    chosen one, or a control of that. It changes no number, so an arm of another role that has the same values is the
+    same cell."""
     model: str
     """Name for `labkit.models.load`, or a folder."""
     variant: Literal["original", "template", "shuffled"] = "original"
@@ -165,6 +166,8 @@ class Split:
     """The rest of the training split, as it is, if the arm asks for it."""
     held_out: tuple[Pair, ...]
     """Pairs of the held-out split."""
+    balanced: tuple[Pair, ...] = ()
+    """Word-balanced pairs that are judged as well, where an arm is asked for them (`labkit.inertia.judged`)."""
 
 
 def split_of(arm: DpoArm) -> Split:
@@ -190,7 +193,7 @@ def split_of(arm: DpoArm) -> Split:
     version=1,
     data=lambda arm: data.weights(arm.model) | data.shipped(*preferences.shipped("train", "held-out")),
     packages=("transformers", "tokenizers", "trl", "peft", "accelerate"),
-    timing=(*_TIMES, *PACKAGES, "resumed_from_step"),
+    timing=(*TIMES, *PACKAGES, "resumed_from_step"),
     labels=("name", "role"),
     onednn=environment.WITHOUT_AMX,
 )
@@ -218,7 +221,7 @@ def train_arm(
     Returns:
         plain JSON: `curve` (a row per step), `first_loss`, `held_out` and `train_pairs` (a row per pair: margin, and
         log-probabilities minus the reference's), `validation`, `reference` (how often the untrained model prefers
-        rightly), counts, seconds, memory, weights and conditions.
+        rightly), counts, seconds, memory, weights and conditions; `balanced` as `held_out` where the split has such.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; the message names the step.

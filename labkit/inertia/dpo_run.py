@@ -95,6 +95,21 @@ class Run:
         lay_out(self._trainer, rows, self._reference["train"], order)
         self._reference_seconds = time.perf_counter() - start
 
+    def untrained(self) -> dict[str, list[list[float]]]:
+        """Score the judged pairs by the model without its adapter.
+
+        Returns:
+            by the name of the pairs, a row for each: summed log-probabilities of the chosen and of the rejected text in
+            nats, and their numbers of tokens.
+        """
+        scored = {}
+        for name, rows in self._rows.items():
+            logps = evaluate.pair_logps(self._trainer, rows, adapter=False)
+            evaluate.require_finite(logps, f"{self._arm.name}: {name} pairs")
+            lengths = ([len(row["chosen_ids"]), len(row["rejected_ids"])] for row in rows)
+            scored[name] = [[*own, *n] for own, n in zip(logps.tolist(), lengths, strict=True)]
+        return scored
+
     def train(self) -> int:
         """Train to the last step; return the step that was continued from."""
         checkpoint = self._trainer.latest_checkpoint()
@@ -116,6 +131,7 @@ class Run:
             evaluate.require_finite(own, f"{self._arm.name}: {name} pairs after step {self._arm.steps}")
         summaries = {name: evaluate.summary(own, reference[name], self._arm.beta) for name, own in policy.items()}
         pairs = {"held_out": self._split.held_out, "train": self._split.train[:n_train]}
+        pairs |= {"balanced": self._split.balanced} if self._split.balanced else {}
         scored = {
             name: evaluate.scored_pairs(own, policy[name], reference[name], self._arm.beta)
             for name, own in pairs.items()
@@ -128,6 +144,7 @@ class Run:
             "validation": summaries.get("validation"),
             "reference": evaluate.reference_preference(rows["held_out"], reference["held_out"]),
         }
+        judged |= {"balanced": scored["balanced"]} if self._split.balanced else {}
         spent = {"reference_seconds": self._reference_seconds, "scoring_seconds": time.perf_counter() - start}
         return self._trained() | judged | spent
 
@@ -236,6 +253,7 @@ def make_trainer(
     """
     chat = bool(loaded.tokenizer.chat_template)
     judged = {"held_out": split.held_out} | ({"validation": split.validation} if split.validation else {})
+    judged |= {"balanced": split.balanced} if split.balanced else {}
     # Iterable, because a map over any other data set pickles the tokenizer to look for its result in a cache: with
     # Gemma's 262,144 words that takes 4 s for each data set.
     data = {name: as_dataset(pairs, chat).to_iterable_dataset() for name, pairs in judged.items()}

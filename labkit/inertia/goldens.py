@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from labkit.inertia.balanced import BalanceSpec, measure_balance
 from labkit.inertia.coverage import CoverageSpec, measure_coverage
 from labkit.inertia.deciding import DecidingSpec, measure_deciding
 from labkit.inertia.dpo import DpoArm, train_arm
 from labkit.inertia.fidelity import FidelitySpec, measure_fidelity
+from labkit.inertia.judged import BalancedArm, ReferenceSpec, measure_reference, train_balanced
 from labkit.inertia.ladder import Rung, measure_rung
 from labkit.inertia.loading import LoadSpec, measure_load
 from labkit.inertia.matrix import MatrixSpec, answer_questions
 from labkit.inertia.quantize import QuantizedRung, measure_quantized
 from labkit.inertia.surface import SurfaceSpec, measure_surface
+from labkit.inertia.tiers import BlockSpec, answer_block
+from labkit.inertia.tiers import measure_deciding as measure_tier_deciding
 from labkit.workflow.cell import CellFunction
 
 _SIZES = (
@@ -113,6 +117,19 @@ GOLDENS: dict[CellFunction, tuple[Any, ...]] = {
         DecidingSpec(queries=_ASKED[:6], gains=(0, 1, 0, 0, 1, 0)),
         DecidingSpec(queries=_ASKED[:4], gains=(0, 1, 0, 0)),
     ),
+    answer_block: (
+        BlockSpec(model="tiny-qwen2", dtype="float32", notes=2, samples=3, first=5, n_questions=3, threads=1),
+        BlockSpec(model="tiny-parrot", dtype="float32", n_questions=40, max_new_tokens=6, threads=1),
+    ),
+    measure_tier_deciding: (
+        DecidingSpec(queries=tuple(f"capital-{i:03}" for i in range(1, 9)), gains=(0, 1, 1, 0, 0, 1, 0, 1)),
+    ),
     measure_surface: (SurfaceSpec(n_pairs=10, seed=1),),
     train_arm: (_SHUFFLED, _TEMPLATE),
+    train_balanced: (BalancedArm.of(_TEMPLATE, 2),),
+    measure_reference: (
+        ReferenceSpec(model="tiny-qwen2", balanced_pairs=3, max_length=640),
+        ReferenceSpec(model="tiny-phi2", dtype="bfloat16", max_length=300),
+    ),
+    measure_balance: (BalanceSpec(n_pairs=108),),
 }

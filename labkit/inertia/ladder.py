@@ -37,7 +37,7 @@ _COPY_BYTES = 128 * MIB
 _COPIES = 3
 
 
-def _qwen2(
+def qwen2(
     hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int, vocabulary: int
 ) -> tuple[tuple[str, int], ...]:
     """Return the values that turn the report's smallest shape into another of its family."""
@@ -52,12 +52,12 @@ def _qwen2(
 
 
 LADDER: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
-    "qwen2-16m": ("qwen2.5-0.5b", _qwen2(256, 12, 4, 1, 1024, 16_384)),
-    "qwen2-48m": ("qwen2.5-0.5b", _qwen2(640, 6, 10, 2, 2560, 19_456)),
-    "qwen2-110m": ("qwen2.5-0.5b", _qwen2(512, 24, 8, 2, 1920, 45_056)),
-    "qwen2-250m": ("qwen2.5-0.5b", _qwen2(1024, 12, 16, 2, 4096, 69_632)),
+    "qwen2-16m": ("qwen2.5-0.5b", qwen2(256, 12, 4, 1, 1024, 16_384)),
+    "qwen2-48m": ("qwen2.5-0.5b", qwen2(640, 6, 10, 2, 2560, 19_456)),
+    "qwen2-110m": ("qwen2.5-0.5b", qwen2(512, 24, 8, 2, 1920, 45_056)),
+    "qwen2-250m": ("qwen2.5-0.5b", qwen2(1024, 12, 16, 2, 4096, 69_632)),
     "qwen2.5-0.5b": ("qwen2.5-0.5b", ()),
-    "qwen2-1b": ("qwen2.5-0.5b", _qwen2(1536, 20, 12, 2, 8192, 131_072)),
+    "qwen2-1b": ("qwen2.5-0.5b", qwen2(1536, 20, 12, 2, 8192, 131_072)),
     "phi-2": ("phi-2", ()),
     "qwen2.5-7b": ("qwen2.5-7b", ()),
 }

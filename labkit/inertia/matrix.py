@@ -200,7 +200,7 @@ def protocol(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: M
     }
 
 
-class _LineBreak(StoppingCriteria):
+class LineBreak(StoppingCriteria):
     """Stops at the first token that holds a line break."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -226,10 +226,10 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str,
     """Let a model answer one prompt greedily; only the `generate` call is timed and metered."""
     ids = encode(tokenizer, prompt).to(model.device)
     completes = tokenizer.chat_template is None
-    ends = _ends(model, tokenizer)
+    stops = ends(model, tokenizer)
     options = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": max_new_tokens}
-    options |= {"eos_token_id": ends, "pad_token_id": ends[0], "attention_mask": torch.ones_like(ids)}
-    options |= {"stopping_criteria": StoppingCriteriaList([_LineBreak(tokenizer)] if completes else [])}
+    options |= {"eos_token_id": stops, "pad_token_id": stops[0], "attention_mask": torch.ones_like(ids)}
+    options |= {"stopping_criteria": StoppingCriteriaList([LineBreak(tokenizer)] if completes else [])}
     with device.energy_meter(model.device.type) as meter:
         start = time.perf_counter()
         out = model.generate(ids, **options, return_dict_in_generate=True, output_logits=True)
@@ -248,7 +248,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str,
     )
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: those the model was published with, and the tokenizer's own."""
     stated = model.generation_config.eos_token_id
     ends = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id} - {None}

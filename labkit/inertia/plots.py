@@ -23,14 +23,16 @@ _GREY = "#777777"
 
 
 def affine_law(points: pd.DataFrame, fits: Mapping[str, Any]) -> Drawing:
-    """Plot seconds per token against bytes of weights, with t = t0 + bytes / bandwidth and its two regimes.
+    """Plot seconds per token against bytes of weights, with the law of each series.
 
-    Left of the knee at t0 x bandwidth the time is overhead and hardly grows with size; right of it the time is that of
-    reading the weights and grows as fast as they do.
+    A law t = t0 + bytes / bandwidth is one line with its two regimes dotted: left of the knee at t0 x bandwidth the
+    time is overhead and hardly grows with size, right of it the time is that of reading the weights. A law with a term
+    per layer is a line for each depth that was timed.
 
     Args:
-        points: rows with series, bytes, seconds (per token), name.
-        fits: for some series, an object with intercept (s), slope (s per byte) and predict(bytes).
+        points: rows with series, bytes, seconds (per token), name, and n_layers where a law has a term per layer.
+        fits: for some series, an object with intercept (s), slope (s per byte), predict(bytes), and per_layer (s) where
+            its law has that term; predict then takes the layers as well.
     """
     looks = style(list(dict.fromkeys(points["series"])))
     fig, axes = plt.subplots(figsize=(8.0, 5.0))
@@ -43,17 +45,24 @@ def affine_law(points: pd.DataFrame, fits: Mapping[str, Any]) -> Drawing:
             **looks[name] | {"linestyle": "none"},
         )
         if name in fits:
-            rows.append(_draw_law(axes, name, part, fits[name], looks[name]))
+            draw = _draw_law if _per_layer(fits[name]) is None else _draw_depths
+            rows.append(draw(axes, name, part, fits[name], looks[name]))
     axes.set(xscale="log", yscale="log", xlabel="bytes of weights read per token", ylabel="seconds per token")
     fig.legend(loc="outside lower center", ncols=1)
     return fig, pd.concat(rows, ignore_index=True)
 
 
+def _per_layer(fit: Any) -> float | None:
+    return getattr(fit, "per_layer", None)
+
+
 def _law_label(name: str, fit: Any) -> str:
     if fit is None:
         return name
-    t0 = f"t0 = {fit.intercept * 1e3:.3g} ms"
-    return f"{name}: {t0}, {1 / fit.slope / 1e9:.3g} GB/s" if fit.slope > 0 else f"{name}: {t0}"
+    terms = [f"t0 = {fit.intercept * 1e3:.3g} ms"]
+    terms += [] if _per_layer(fit) is None else [f"{fit.per_layer * 1e3:.3g} ms per layer"]
+    terms += [f"{1 / fit.slope / 1e9:.3g} GB/s"] if fit.slope > 0 else []
+    return f"{name}: {', '.join(terms)}"
 
 
 def _draw_law(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict[str, Any]) -> pd.DataFrame:
@@ -67,8 +76,23 @@ def _draw_law(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict[st
     return pd.DataFrame({"series": name, "bytes": x, "seconds": y, "kind": "fit"})
 
 
+def _draw_depths(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict[str, Any]) -> pd.DataFrame:
+    """Draw a law with a term per layer as a line for each depth, over the sizes that were timed."""
+    rows = []
+    ends = part["bytes"].min() / 1.5, part["bytes"].max() * 1.5
+    for depth in sorted(part["n_layers"].dropna().unique()):
+        x = np.geomspace(*ends, 80)
+        x, y = (np.array([*map(settled, values)]) for values in (x, fit.predict(x, np.full(len(x), depth))))
+        axes.plot(x, y, color=look["color"], linewidth=0.8)
+        axes.annotate(f"{depth:.0f} layers", (x[0], y[0]), fontsize=7, color=look["color"], va="bottom")
+        rows.append(pd.DataFrame({"series": name, "bytes": x, "seconds": y, "n_layers": depth, "kind": "fit"}))
+    return pd.concat(rows, ignore_index=True)
+
+
 def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     """Draw, by rung, the time per token beside its floor at the measured bandwidth, and the time of a training step.
+
+    Dots, since a bar on a logarithmic axis starts nowhere; the line between two of them is their ratio.
 
     Args:
         rungs: rows with name, ms_per_token, roofline_ms (the bytes over the bandwidth measured in the same run),
@@ -76,25 +100,21 @@ def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.0, 0.5 * len(rungs) + 1.8), sharey=True)
     y = np.arange(len(rungs))
-    looks = style(["measured", "floor at the measured read bandwidth", "prefill", "training step"])
-    left.barh(
-        y - 0.2, rungs["ms_per_token"], 0.38, color=looks["measured"]["color"], label="decoding, % of the bandwidth"
-    )
-    floor = looks["floor at the measured read bandwidth"]["color"]
-    left.barh(y + 0.2, rungs["roofline_ms"], 0.38, color=floor, label="bytes over the measured bandwidth")
+    names = ["decoding, with % of the bandwidth", "bytes over the measured bandwidth", "prefill"]
+    looks = style([*names, "training step (adapters)"])
+    columns = ("ms_per_token", "roofline_ms", "prefill_ms", "train_ms")
+    for axes, name, column in zip((left, left, right, right), looks, columns, strict=True):
+        axes.plot(rungs[column], y, label=name, **looks[name] | {"linestyle": "none"})
+    left.hlines(y, rungs["roofline_ms"], rungs["ms_per_token"], color=_GREY, linewidth=0.8, zorder=0)
+    right.hlines(y, rungs["prefill_ms"], rungs["train_ms"], color=_GREY, linewidth=0.8, zorder=0)
     for at, row in zip(y, rungs.itertuples(), strict=True):
-        left.annotate(
-            f" {row.roofline_ms / row.ms_per_token:.0%}", (row.ms_per_token, at - 0.2), va="center", fontsize=8
-        )
-    right.barh(y - 0.2, rungs["prefill_ms"], 0.38, color=looks["prefill"]["color"], label="prefill")
-    trained = rungs["train_ms"].fillna(0)
-    right.barh(y + 0.2, trained, 0.38, color=looks["training step"]["color"], label="training step (adapters)")
+        share = f"{row.roofline_ms / row.ms_per_token:.0%}"
+        left.annotate(share, (row.ms_per_token, at), (6, 5), textcoords="offset points", fontsize=8)
     left.set_yticks(y, rungs["name"])
-    left.invert_yaxis()
+    left.set_ylim(len(rungs) - 0.5, -0.5)
     left.set(xscale="log", xlabel="ms per token")
     right.set(xscale="log", xlabel="ms")
-    for axes in (left, right):
-        axes.grid(visible=False, axis="y")
+    left.margins(x=0.15)
     fig.legend(loc="outside lower center", ncols=4)
     return fig, rungs
 

@@ -81,6 +81,15 @@ def load(path: Path = PATH) -> tuple[Question, ...]:
     return tuple(found.values())
 
 
+def made(row: dict[str, Any]) -> Question:
+    """Check a question that was made by rule, and return it.
+
+    Raises:
+        ValueError: a missing, unknown or malformed field, or an answer that could not be graded.
+    """
+    return _question(json.dumps(row))
+
+
 def prompts(path: Path = PATH) -> dict[str, str]:
     """Return the text of each question by its id."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())

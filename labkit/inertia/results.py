@@ -11,14 +11,28 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from labkit import models
-from labkit.inertia import arms, compare, cost, deciding, ladder, matrix, policies, routing
+from labkit.inertia import (
+    arms,
+    balanced,
+    compare,
+    convergence,
+    cost,
+    deciding,
+    factorial,
+    ladder,
+    matrix,
+    policies,
+    preferred,
+    routing,
+    tiers,
+)
+from labkit.inertia.convergence import over_seeds
 from labkit.inertia.cost import REPORTED
 from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import optimizer_steps
 from labkit.inertia.study import Study
 from labkit.params import scale, stated_scope
 from labkit.schema import Scale
-from labkit.stats import mean_ci
 from labkit.units import settled
 from labkit.workflow.measured import Number, number
 
@@ -29,7 +43,18 @@ LOSS_STEPS = (5, 30, 50, 75)
 def results(study: Study) -> dict[str, Number]:
     """Collect every number the ledger may ask for, with unit, interval and number of seeds."""
     found = property_results(study.coverage) | timing_results(study) | training_results(study)
-    return found | convergence_results(study) | routing_results(study)
+    found |= convergence_results(study) | preference_results(study) | routing_results(study)
+    return allowed(found, study)
+
+
+def allowed(found: Mapping[str, Number], study: Study) -> dict[str, Number]:
+    """Leave out what the protocol voids."""
+    void = voided(study)
+    return {key: value for key, value in found.items() if not any(_is_of(key, name) for name in void)}
+
+
+def _is_of(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}/")
 
 
 def property_results(coverage: Mapping[CoverageSpec, Mapping[str, Any]]) -> dict[str, Number]:
@@ -77,11 +102,13 @@ def timing_results(study: Study) -> dict[str, Number]:
             found = compare.ratio(rungs[name], rungs["qwen2.5-0.5b"], "seconds_per_token", "model")
             ends = [found.interval.low, found.interval.high] if found.interval else None
             out[f"generation_ratio/{where}/{name}_over_qwen2.5-0.5b"] = number(found.value, "", ends)
-    for key, quantity in (("decode", "seconds_per_token"), ("train", "train_seconds")):
-        points = ladder.points(rungs.values(), quantity)
+    # Where a factorial was timed it decides: widths and depths vary independently there.
+    shapes = factorial.of_dtype(study.factorial, study.params.weights_dtype) or list(rungs.values())
+    for key, quantity in factorial.QUANTITIES.items():
+        points = ladder.points(shapes, quantity)
         if points["name"].nunique() >= 3:
             out[f"size_exponent/{key}"] = size_exponent(points)
-    return out
+    return out | factorial.results_of(study.factorial, study.params.weights_dtype)
 
 
 def size_exponent(points: pd.DataFrame) -> Number:
@@ -99,16 +126,20 @@ def size_exponent(points: pd.DataFrame) -> Number:
 def training_results(study: Study) -> dict[str, Number]:
     """Return losses and step times of the report's arms, for the models that ran all of its schedule."""
     out: dict[str, Number] = {}
-    full = {arm: done for arm, done in study.arms.items() if arm.schedule_steps == arm.steps == arms.REPORT_STEPS}
+    full = {
+        arm: done
+        for arm, done in study.arms.items()
+        if arm.role == "report" and arm.schedule_steps == arm.steps == arms.REPORT_STEPS
+    }
     for model in dict.fromkeys(arm.model for arm in full):
         curves = [loss_of(done) for arm, done in full.items() if arm.model == model]
         seconds = [done["seconds_per_step"] for arm, done in full.items() if arm.model == model]
         for step in LOSS_STEPS:
             means = [float(curve[step - 5 : step].mean()) for curve in curves]
-            out[f"loss/{model}/step_{step}"] = _over_seeds(means, "nats")
+            out[f"loss/{model}/step_{step}"] = over_seeds(means, "nats")
         out[f"final_loss/{model}"] = out[f"loss/{model}/step_{LOSS_STEPS[-1]}"]
-        out[f"train_seconds_per_step/{model}"] = _over_seeds(seconds, "seconds")
-        out[f"train_seconds/{model}"] = _over_seeds([arms.REPORT_STEPS * s for s in seconds], "seconds")
+        out[f"train_seconds_per_step/{model}"] = over_seeds(seconds, "seconds")
+        out[f"train_seconds/{model}"] = over_seeds([arms.REPORT_STEPS * s for s in seconds], "seconds")
     if {"phi-2", "qwen2.5-0.5b"} <= {arm.model for arm in full}:
         large, small = (out[f"train_seconds/{name}"]["value"] for name in ("phi-2", "qwen2.5-0.5b"))
         out["train_time_ratio/phi-2_over_qwen2.5-0.5b"] = number(large / small, "")
@@ -116,31 +147,83 @@ def training_results(study: Study) -> dict[str, Number]:
 
 
 def convergence_results(study: Study) -> dict[str, Number]:
-    """Return the last loss of the larger of the trained models less that of the smaller, at the report's schedule."""
-    ends: dict[str, dict[int, float]] = {}
-    for arm, done in study.arms.items():
-        if arm.schedule_steps == arm.steps == arms.REPORT_STEPS:
-            ends.setdefault(arm.model, {})[arm.seed] = float(loss_of(done)[-5:].mean())
-    if len(ends) != 2:
-        return {}
-    small, large = sorted(ends, key=lambda name: models.shape_of(name).parameters)
-    shared = sorted(set(ends[small]) & set(ends[large]))
+    """Return who ends with the lower loss, each at its best rate, and the loss of preference itself."""
+    done, rates = study.arms, study.report_rates
+    found = convergence.results(done, rates)
+    return found | convergence.preference_loss(done, rates, study.references)
+
+
+def preference_results(study: Study) -> dict[str, Number]:
+    """Return for each model, kind of arm and set of pairs how often the chosen text is preferred, in each way."""
     return {
-        f"loss_difference/step_{arms.REPORT_STEPS}": _over_seeds(
-            [ends[large][n] - ends[small][n] for n in shared], "nats"
-        )
+        f"{_family(row)}/{row.kind}": number(row.accuracy, "", [row.low, row.high], n_seeds=row.runs)
+        for row in preferences_table(study).itertuples(index=False)
     }
 
 
+_KEYS = {words: name for name, words in preferred.SETS.items()}
+
+
+def preferences_table(study: Study) -> pd.DataFrame:
+    """Lay out what each kind of arm prefers: margin against the reference, log-probability by sum and per token."""
+    return preferred.table(study.arms, study.references, study.params.models)
+
+
+def _family(row: Any) -> str:
+    """Return the first parts of a key: a way, a set of pairs, a model."""
+    return f"preference/{row.way.replace(' ', '_')}/{_KEYS[row.pairs_of]}/{row.model}"
+
+
+def voided(study: Study) -> dict[str, str]:
+    """Say which results the protocol voids, and why: a result that is void is no evidence, whatever it shows.
+
+    Returns:
+        reasons by key; preferences of one model in one way over one set of pairs share a key.
+    """
+    out: dict[str, str] = {}
+    losses = convergence.last_losses(study.arms, study.report_rates)
+    if len(losses) == 2 and (edges := convergence.void({name: study.report_rates[name] for name in losses})):
+        out[f"loss_difference/step_{arms.REPORT_STEPS}"] = "; ".join(edges)
+    if study.tier_rows and (close := tiers.void(tiers.frame(study.tier_rows))):
+        out["routing_gain/keyword_rule"] = "; ".join(close)
+    return out | _void_preferences(study)
+
+
+def _void_preferences(study: Study) -> dict[str, str]:
+    """Void margins where shuffled labels are told from chance, and balanced pairs where words tell the texts apart."""
+    out: dict[str, str] = {}
+    table = preferences_table(study)
+    # A tie counts half: words that are the same in both texts must tell nothing.
+    words = balanced.share(study.balance["words"]) if study.balance else 0.5
+    for row in table[(table["kind"] == "shuffled") & (table["way"] == preferred.MARGIN)].itertuples(index=False):
+        if not row.low <= 0.5 <= row.high:
+            out[_family(row)] = (
+                f"shuffled labels are told from chance, {row.accuracy:.3g} [{row.low:.3g}, {row.high:.3g}]"
+            )
+    for row in table[table["pairs_of"] == preferred.SETS["balanced"]].itertuples(index=False):
+        if words != 0.5:
+            out[_family(row)] = f"a bag of words prefers {words:.1%} of the balanced pairs rightly"
+    return out
+
+
 def routing_results(study: Study) -> dict[str, Number]:
-    """Return the share of right answers that the report's rule gains over the best single model, by the questions."""
+    """Return the share of right answers that the report's rule gains over the best single model, by the questions.
+
+    Where tiers answered the generated questions, it is judged on those.
+    """
+    if study.tier_rows and study.tier_decided:
+        return {"routing_gain/keyword_rule": _gain(study, tiers.frame(study.tier_rows), study.tier_decided)}
     rows = [row for answered in study.answers.values() for row in answered["rows"]]
     if len(study.answers) < 2:
         return {}
-    policy = deciding.with_decisions(policies.KeywordRule(), study.decided)
-    gain, sent_away = routing.gain_over_best(matrix.frame(rows), policy, bootstrap=study.params.bootstrap)
-    told = {"n_seeds": len(rows) // len(study.answers), "acted": sent_away}
-    return {"routing_gain/keyword_rule": number(gain.estimate, "", [gain.low, gain.high], **told)}
+    return {"routing_gain/keyword_rule": _gain(study, matrix.frame(rows), study.decided)}
+
+
+def _gain(study: Study, answers: pd.DataFrame, decided: Mapping[str, Any]) -> Number:
+    policy = deciding.with_decisions(policies.KeywordRule(), decided)
+    gain, sent_away = routing.gain_over_best(answers, policy, bootstrap=study.params.bootstrap)
+    told = {"n_seeds": answers["query"].nunique(), "acted": sent_away}
+    return number(gain.estimate, "", [gain.low, gain.high], **told)
 
 
 def loss_of(done: Mapping[str, Any]) -> np.ndarray:
@@ -151,9 +234,9 @@ def loss_of(done: Mapping[str, Any]) -> np.ndarray:
 def out_of_reach(study: Study) -> dict[str, Number]:
     """Say what each number of the report's own scale would take on this machine, at the speeds measured in this run."""
     params = study.params
+    out: dict[str, Number] = {key: {"why": f"void: {why}"} for key, why in voided(study).items()}
     if scale(params) is Scale.STATED:
-        return {}
-    out = {}
+        return out
     for model in REPORTED[:2]:
         needs = _training_needs(study, [model])
         for key in [f"loss/{model}/step_{step}" for step in LOSS_STEPS] + [f"final_loss/{model}"]:
@@ -209,11 +292,3 @@ def _bitnet_needs() -> Number:
         "why": "BitNet's weights come from the hub only, and its speed from bitnet.cpp, not from PyTorch",
         "gib": gib,
     }
-
-
-def _over_seeds(values: list[float], unit: str) -> Number:
-    """Return the mean over seeds, with Student's interval where there are at least two."""
-    if len(values) < 2:
-        return number(values[0], unit)
-    found = mean_ci(values)
-    return number(found.estimate, unit, [found.low, found.high], n_seeds=len(values))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from labkit.device.energy import stated_watts
-from labkit.inertia import deciding, economics, routing
+from labkit.inertia import deciding, economics, routing, tiers
 from labkit.inertia.answer_table import answer_table
 from labkit.inertia.evaluate import wilson
 from labkit.inertia.matrix import to_matrix
@@ -51,14 +52,44 @@ def replays(answers: pd.DataFrame, study: Study) -> tuple[list[Replay], list[str
     Returns:
         the replays, and a line with the reason for each policy that cannot be replayed.
     """
+    return _replayed(answers, study.decided, study)
+
+
+def _replayed(answers: pd.DataFrame, decided: Mapping[str, Any], study: Study) -> tuple[list[Replay], list[str]]:
     table, found, refused = answer_table(answers), [], []
     for policy in routing.ALL:
         try:
-            known = deciding.with_decisions(policy, study.decided)
+            known = deciding.with_decisions(policy, decided)
             found.append(routing.replay(table, known, bootstrap=study.params.bootstrap))
         except CannotRoute as error:
             refused.append(f"{policy.name}: {error}")
     return found, refused
+
+
+def generated_replays(study: Study) -> tuple[list[Replay], list[str]]:
+    """Replay every policy on the tiers' answers to the generated questions, as `replays` does; none without tiers."""
+    if not study.tier_rows:
+        return [], []
+    return _replayed(tiers.frame(study.tier_rows), study.tier_decided, study)
+
+
+def generated_accuracy(study: Study) -> pd.DataFrame:
+    """Count right answers of each tier to the generated questions, as `accuracy_table` does."""
+    return accuracy_table(tiers.frame(study.tier_rows)) if study.tier_rows else pd.DataFrame()
+
+
+def generated_sentence(study: Study) -> str:
+    """Say what routing between the tiers gains on the generated questions, and what the protocol voids."""
+    if not study.tier_rows:
+        return "No generated questions are asked on this profile."
+    close = tiers.void(tiers.frame(study.tier_rows))
+    void = f" Void: {'; '.join(close)}." if close else ""
+    return routing.verdict(generated_replays(study)[0]) + void
+
+
+def generated_policy_table(study: Study) -> pd.DataFrame:
+    """Lay out the policies on the generated questions as `policy_table` does."""
+    return policy_table(generated_replays(study)[0])
 
 
 def policy_table(found: Sequence[Replay]) -> pd.DataFrame:

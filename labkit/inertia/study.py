@@ -7,19 +7,44 @@ killed loses at most the cell under way, and of a training arm at most the steps
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from labkit import device, memory, models, paths
-from labkit.inertia import arms, cost, coverage, deciding, dpo, fidelity, ladder, loading, matrix, quantize, surface
+from labkit.inertia import (
+    arms,
+    balanced,
+    convergence,
+    cost,
+    coverage,
+    deciding,
+    dpo,
+    factorial,
+    fidelity,
+    judged,
+    ladder,
+    loading,
+    matrix,
+    quantize,
+    surface,
+    tiers,
+)
 from labkit.inertia.answer_table import answer_table
 from labkit.inertia.coverage import CoverageSpec
 from labkit.inertia.dpo import DpoArm
 from labkit.inertia.fidelity import FidelitySpec
-from labkit.inertia.loading import LoadSpec
-from labkit.inertia.matrix import MatrixSpec
 from labkit.inertia.quantize import QuantizedRung
+from labkit.inertia.specs import (
+    fidelity_specs,
+    loads,
+    n_threads,
+    quantized_rungs,
+    question_specs,
+    reference_specs,
+    rungs,
+)
 from labkit.inertia.surface import SurfaceSpec
 from labkit.models.revisions import revision
 from labkit.progress import Progress, of_study
@@ -59,7 +84,19 @@ class Study:
     sweeps: dict[str, dict[float, float]] = field(default_factory=dict)
     """Validation loss at each learning rate tried, infinite where training diverged, by model."""
     best_rate: dict[str, float] = field(default_factory=dict)
-    """Chosen peak learning rate, by model."""
+    """Chosen peak learning rate of the tuned arms, by model."""
+    report_rates: dict[str, dict[float, float]] = field(default_factory=dict)
+    """Last training loss of the report's schedule at each peak rate, averaged over seeds, by model."""
+    references: dict[str, Json] = field(default_factory=dict)
+    """What `judged.measure_reference` returned, by model."""
+    balance: Json | None = None
+    """What `balanced.measure_balance` returned."""
+    factorial: dict[ladder.Rung, Json] = field(default_factory=dict)
+    """What `ladder.measure_rung` returned for each shape of the factorial and round."""
+    tier_rows: dict[str, list[Json]] = field(default_factory=dict)
+    """Rows of the answers to the generated questions, by tier."""
+    tier_decided: Json = field(default_factory=dict)
+    """What `tiers.measure_deciding` returned for them, by policy."""
 
 
 def run_study(params: SizeInertia) -> Study:
@@ -79,7 +116,9 @@ def run_study(params: SizeInertia) -> Study:
         walk = _Walk(study)
         walk.adapters()
         walk.shapes()
+        walk.factorial()
         walk.questions()
+        walk.generated()
         walk.texts()
         for model in params.models:
             walk.train(model)
@@ -101,11 +140,6 @@ def count_adapters(params: SizeInertia) -> dict[CoverageSpec, Json]:
     _Walk(study).adapters()
     study.cells.require()
     return study.coverage
-
-
-def n_threads(params: SizeInertia) -> int:
-    """Return the threads of every cell: cells run alone, so one has those of all workers."""
-    return params.workers * params.threads
 
 
 class _Walk:
@@ -141,21 +175,65 @@ class _Walk:
             spec = deciding.spec_of(answer_table(matrix.frame(rows)))
             self._study.decided = self._into({}, None, deciding.measure_deciding, spec, "routing decisions") or {}
 
+    def factorial(self) -> None:
+        for spec in factorial.rungs(self._params):
+            label = f"shape {spec.name} in {spec.dtype}, round {spec.seed}"
+            self._into(self._study.factorial, spec, ladder.measure_rung, spec, label)
+
+    def generated(self) -> None:
+        """Let every tier answer the generated questions, block by block, and the policies decide between tiers."""
+        whole = True
+        for tier in self._params.tiers:
+            for spec in tiers.specs(self._params, tier):
+                label = f"generated questions {spec.first} to {spec.first + spec.n_questions - 1} to {tier}"
+                done = self._into({}, None, tiers.answer_block, spec, label)
+                whole = whole and done is not None
+                self._study.tier_rows.setdefault(tier, []).extend(done["rows"] if done else [])
+        if self._params.tiers and whole:
+            spec = deciding.spec_of(answer_table(tiers.frame(self._study.tier_rows)))
+            label = "routing decisions on generated questions"
+            self._study.tier_decided = self._into({}, None, tiers.measure_deciding, spec, label) or {}
+
     def texts(self) -> None:
         spec = SurfaceSpec(n_pairs=arms.N_PAIRS)
         self._study.surface = self._into({}, None, surface.measure_surface, spec, "words and lengths")
+        if n := self._params.balanced_pairs:
+            spec = balanced.BalanceSpec(n_pairs=n)
+            self._study.balance = self._into({}, None, balanced.measure_balance, spec, "words of the balanced pairs")
+        for spec in reference_specs(self._params):
+            label = f"{spec.model} before training"
+            self._into(self._study.references, spec.model, judged.measure_reference, spec, label)
 
     def train(self, model: str) -> None:
         """Sweep the learning rate, then run the report's arms and the tuned ones."""
         self._study.sweeps[model] = self._sweep(model)
         rate = best_rate(self._study.sweeps[model])
-        for seed in self._params.seeds:
-            self._arm(arms.report_arm(self._params, model, seed))
+        self._study.report_rates[model] = self._report_rates(model)
         if rate is None:
             return
         self._study.best_rate[model] = rate
         for arm in arms.tuned_arms(self._params, model, rate):
             self._arm(arm)
+
+    def _report_rates(self, model: str) -> dict[float, float]:
+        """Run the report's schedule at every rate with every seed, and at further rates while the best is at the edge.
+
+        Returns:
+            the last training loss averaged over seeds, infinite where training diverged with one of them; nothing if
+            cells are missing.
+        """
+        losses: dict[float, float] = {}
+        n_unknown, seeds = self._cells.unknown, self._params.seeds
+        wanted = list(self._params.report_rates)
+        for extension in range(arms.MAX_EXTENSIONS + 1):
+            self._cells.progress.extend(len(wanted) * len(seeds) if extension else 0)
+            for rate in wanted:
+                done = {seed: self._arm(arms.report_arm(self._params, model, seed, rate)) for seed in seeds}
+                losses[rate] = convergence.mean_loss(done)
+            wanted = next_rates(losses)
+            if self._cells.unknown > n_unknown:
+                return {}
+        return losses
 
     def _sweep(self, model: str) -> dict[float, float]:
         """Try the declared learning rates, and further ones while the best lies at their edge.
@@ -178,18 +256,23 @@ class _Walk:
         return losses
 
     def _arm(self, arm: DpoArm) -> Json | None:
-        return self._into(self._study.arms, arm, dpo.train_arm, arm, f"arm {arm.name}", self._trained)
+        """Run or load an arm; all but those of a sweep are judged on the word-balanced pairs, too, if there are any."""
+        n, work, spec = self._params.balanced_pairs, dpo.train_arm, arm
+        if n and arm.role != "sweep":
+            work, spec = judged.train_balanced, judged.BalancedArm.of(arm, n)
+        do = functools.partial(self._trained, work)
+        return self._into(self._study.arms, arm, work, spec, f"arm {arm.name}", do)
 
-    def _trained(self, arm: DpoArm) -> Json:
+    def _trained(self, work: CellFunction, arm: DpoArm) -> Json:
         """Train an arm where a killed run continues it, unless the code or the data are others by then."""
         # transformers takes seconds to import, and most who read a study train nothing.
         from labkit.trainer_metrics import TrainerMetrics
 
-        code = reach.code_hash(dpo.train_arm.name)
-        folder = self._work / digest(dpo.train_arm.identity(arm) | {"code": code})[:16]
+        code = reach.code_hash(work.name)
+        folder = self._work / digest(work.identity(arm) | {"code": code})[:16]
         with TrainerMetrics(arm.name, dataclasses.asdict(arm)) as followed:
             shared = {"reference_dir": self._work / f"references-{code[:16]}", "callbacks": [followed]}
-            return dpo.train_arm(arm, folder, _Steps(self._cells.progress), **shared)
+            return work(arm, folder, _Steps(self._cells.progress), **shared)
 
     def _into(self, results: dict, key: Any, work: CellFunction, spec: Any, label: str, do: Any = None) -> Json | None:
         """Load or run a cell, and keep its result, if it has one, under a key."""
@@ -209,47 +292,3 @@ class _Steps:
 
     def advance(self, n: int = 1, message: str = "") -> None:
         self._progress.note(message)
-
-
-def rungs(params: SizeInertia) -> list[ladder.Rung]:
-    """Return the rungs of a profile's ladder."""
-    return [ladder.rung(name, **_timing(params)) for name in params.ladder]
-
-
-def quantized_rungs(params: SizeInertia) -> list[QuantizedRung]:
-    """Return the quantized rungs: each of them in its own type, int8 and int4."""
-    return [
-        QuantizedRung(rung=ladder.rung(name, **_timing(params) | {"train": False}), weights=weights)
-        for weights in (params.weights_dtype, *quantize.WEIGHTS)
-        for name in params.quantized
-    ]
-
-
-def fidelity_specs(params: SizeInertia) -> list[FidelitySpec]:
-    """Return the pretrained models that are quantized: those with controls, in int8 and int4."""
-    shared = {"dtype": params.weights_dtype, "device": params.device, "threads": n_threads(params)}
-    shared["n_tokens"] = params.fidelity_tokens
-    return [
-        FidelitySpec(model=model, weights=weights, **shared)
-        for model in params.control_models
-        for weights in quantize.WEIGHTS
-    ]
-
-
-def loads(params: SizeInertia) -> list[LoadSpec]:
-    """Return one load for each model."""
-    where = {"dtype": params.weights_dtype, "device": params.device, "threads": n_threads(params)}
-    return [LoadSpec(model=model, **where) for model in params.models]
-
-
-def question_specs(params: SizeInertia) -> list[MatrixSpec]:
-    """Return the questions to each model."""
-    common = {"dtype": params.weights_dtype, "n_questions": params.questions, "max_new_tokens": params.answer_tokens}
-    common |= {"threads": n_threads(params), "device": params.device, "seed": 0}
-    return [MatrixSpec(model=model, **common) for model in params.models]
-
-
-def _timing(params: SizeInertia) -> dict[str, Any]:
-    counts = {"prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens}
-    counts |= {"repeats": params.decode_repeats, "threads": n_threads(params)}
-    return counts | {"dtype": params.weights_dtype, "device": params.device}

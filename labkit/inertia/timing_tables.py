@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from labkit.affine import AffineFit
-from labkit.inertia import ladder, published
+from labkit.inertia import factorial, ladder, published
 from labkit.inertia.study import Study
 
 HERE = "this machine, decoding"
@@ -31,20 +31,31 @@ class Law:
 
 def law_points(study: Study) -> pd.DataFrame:
     """Return the median time per token of each shape: here, and on the report's processor and GPU at full length."""
-    here = ladder.points(study.rungs.values()).assign(series=HERE)
-    parts = [here, *(published.decode_points(device) for device in ("cpu", "cuda"))]
-    samples = pd.concat(parts, ignore_index=True)
-    return samples.groupby(["series", "name"], sort=False, as_index=False)[["bytes", "seconds"]].median()
+    here = [ladder.points(study.rungs.values()).assign(series=HERE)]
+    for dtype in study.params.factorial_dtypes:
+        here.append(ladder.points(factorial.of_dtype(study.factorial, dtype)).assign(series=_of_factorial(dtype)))
+    parts = [*here, *(published.decode_points(device) for device in ("cpu", "cuda"))]
+    samples = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return samples.groupby(["series", "name"], sort=False, as_index=False)[["n_layers", "bytes", "seconds"]].median()
+
+
+def _of_factorial(dtype: str, trained: bool = False) -> str:
+    return f"factorial in {dtype}, {'training step' if trained else 'decoding'}"
 
 
 def laws(study: Study) -> list[Law]:
     """Fit every form to every series that has enough sizes for it."""
-    rungs, n_resamples = list(study.rungs.values()), study.params.bootstrap
+    timed = {HERE: ("seconds_per_token", list(study.rungs.values()))}
+    timed[TRAINED] = ("train_seconds", timed[HERE][1])
+    for dtype in study.params.factorial_dtypes:
+        own = factorial.of_dtype(study.factorial, dtype)
+        timed[_of_factorial(dtype)] = ("seconds_per_token", own)
+        timed[_of_factorial(dtype, trained=True)] = ("train_seconds", own)
     found = []
-    for series, quantity in ((HERE, "seconds_per_token"), (TRAINED, "train_seconds")):
+    for series, (quantity, results) in timed.items():
         for per_layer in (False, True):
-            if len(rungs) >= (4 if per_layer else 3):
-                fit = ladder.fit_rungs(rungs, quantity, per_layer=per_layer, n_resamples=n_resamples)
+            if len({done["name"] for done in results}) >= (4 if per_layer else 3):
+                fit = ladder.fit_rungs(results, quantity, per_layer=per_layer, n_resamples=study.params.bootstrap)
                 found.append(Law(series=series, form=_form(per_layer), fit=fit))
     names = {"cpu": "report, cpu", "cuda": "report, cuda", "training": "report, training step"}
     return found + [Law(series=names[key], form=_form(False), fit=fit) for key, fit in published.fits().items()]
@@ -55,8 +66,8 @@ def _form(per_layer: bool) -> str:
 
 
 def law_curves(found: list[Law]) -> dict[str, AffineFit]:
-    """Return the plain law of each series that the figure draws."""
-    return {law.series: law.fit for law in found if law.fit.per_layer is None}
+    """Return the law of each series that the figure draws: the one with a term per layer where it was fitted."""
+    return {law.series: law.fit for law in sorted(found, key=lambda law: law.fit.per_layer is not None)}
 
 
 def law_table(found: list[Law]) -> pd.DataFrame:
@@ -72,12 +83,18 @@ def _law_row(law: Law) -> dict[str, Any]:
         "form": law.form,
         "sizes": fit.n_sizes,
         "t0 (ms)": _with_interval(1e3 * fit.intercept, fit.ci.get("intercept"), lambda x: 1e3 * x),
-        "ms per layer": "" if fit.per_layer is None else f"{1e3 * fit.per_layer:.3g}",
+        "ms per layer": _layer_term(fit),
         "GB/s": _with_interval(_inverse(fit.slope), fit.ci.get("slope"), _inverse),
         "median held-out error": "" if fit.median_error is None else f"{fit.median_error:.0%}",
         "largest": f"{max(errors):.0%}" if errors else "",
         "note": fit.note,
     }
+
+
+def _layer_term(fit: AffineFit) -> str:
+    if fit.per_layer is None:
+        return ""
+    return _with_interval(1e3 * fit.per_layer, fit.ci.get("per_layer"), lambda x: 1e3 * x)
 
 
 def _inverse(slope: float) -> float:

@@ -19,6 +19,7 @@ Drawing = tuple[Figure, pd.DataFrame]
 LN2 = float(np.log(2.0))
 _GREY = "#777777"
 _ROUNDED_TO_ZERO = 5e-5
+_MARGIN, _SUM, _PER_TOKEN = "margin", "sum", "per token"
 
 
 def coverage_panel(coverage: pd.DataFrame) -> Drawing:
@@ -80,34 +81,43 @@ def _saturation(axes: Axes, margins: pd.Series) -> None:
     axes.annotate("−log σ(margin)", (m[120], np.logaddexp(0, -m[120])), color=_GREY, fontsize=8, va="top", ha="right")
 
 
-def held_out_panel(held_out: pd.DataFrame) -> Drawing:
-    """Draw the held-out preference accuracy of each arm with its 95 % interval, beside chance; dots are single runs.
+def held_out_panel(judged: pd.DataFrame) -> Drawing:
+    """Draw how often arms prefer the chosen text with 95 % intervals, beside chance; a row for each set of pairs.
+
+    Left: by the margin against the reference, which says whether training moved a model towards the chosen text. Right:
+    by the log-probabilities of the texts themselves, per token (filled) and by sum (hollow), which say what it prefers.
 
     Args:
-        held_out: rows with model, arm, accuracy, low, high, pairs, each (right pairs of every run, as text).
+        judged: rows with model, arm, pairs_of, way (margin, sum, per token), accuracy, low, high, pairs.
     """
-    models = list(dict.fromkeys(held_out["model"]))
-    arms = list(dict.fromkeys(held_out["arm"]))
-    looks = style(models)
-    fig, axes = plt.subplots(figsize=(7.2, 0.5 * len(arms) + 1.6))
-    for row in held_out.itertuples():
-        y = arms.index(row.arm) + 0.16 * (models.index(row.model) - (len(models) - 1) / 2)
-        look = looks[row.model] | {"linestyle": "none"}
+    sets, arms = list(dict.fromkeys(judged["pairs_of"])), list(dict.fromkeys(judged["arm"]))
+    looks = style(list(dict.fromkeys(judged["model"])))
+    size = (10.0, len(sets) * (0.42 * len(arms) + 0.9) + 0.9)
+    fig, panels = plt.subplots(len(sets), 2, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for (left, right), name in zip(panels, sets, strict=True):
+        part = judged[judged["pairs_of"] == name]
+        for way, axes in ((_MARGIN, left), (_PER_TOKEN, right), (_SUM, right)):
+            _draw_shares(axes, part[part["way"] == way], arms, looks, hollow=way == _SUM)
+        left.set_yticks(range(len(arms)), arms)
+        left.set(xlim=(0, 1), ylim=(len(arms) - 0.5, -0.5), ylabel=f"{part['pairs'].max()} {name}")
+        for axes in (left, right):
+            axes.axvline(0.5, color=_GREY, linewidth=1, linestyle=":")
+            axes.grid(visible=False, axis="y")
+    panels[-1][0].set(xlabel="share by margin against the reference")
+    panels[-1][1].set(xlabel="share by log-probability: per token filled, by sum hollow")
+    handles = [Line2D([], [], label=name, **looks[name] | {"linestyle": "none"}) for name in looks]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(looks))
+    return fig, judged
+
+
+def _draw_shares(axes: Axes, rows: pd.DataFrame, arms: list[str], looks: dict[str, dict], *, hollow: bool) -> None:
+    """Put a point with its interval beside each arm; models and ways are moved apart a little."""
+    names = list(looks)
+    for row in rows.itertuples():
+        y = arms.index(row.arm) + 0.18 * (names.index(row.model) - (len(names) - 1) / 2) + 0.09 * hollow
+        look = looks[row.model] | {"linestyle": "none"} | ({"markerfacecolor": "white"} if hollow else {})
         error = [[row.accuracy - row.low], [row.high - row.accuracy]]
-        axes.errorbar([row.accuracy], [y], xerr=error, capsize=3, elinewidth=1.2, **look)
-        single = [int(count) / row.pairs for count in row.each.split()]
-        if len(single) > 1:
-            axes.plot(single, [y + 0.16] * len(single), **look | {"marker": ".", "markersize": 4})
-    axes.axvline(0.5, color=_GREY, linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(arms)), arms)
-    label = f"held-out pairs preferred rightly (of {held_out['pairs'].max()}), 95 % interval"
-    several = held_out["each"].str.contains(" ").any()
-    axes.set(xlim=(0, 1), xlabel=f"{label}; dots: single runs" if several else label)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    handles = [Line2D([], [], label=name, **looks[name] | {"linestyle": "none"}) for name in models]
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(models))
-    return fig, held_out
+        axes.errorbar([row.accuracy], [y], xerr=error, capsize=2, elinewidth=0.8 if hollow else 1.2, **look)
 
 
 def dataset_size_panel(sizes: pd.DataFrame) -> Drawing:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from labkit import paths
-from labkit.inertia import arms, evaluate, preferences, published
+from labkit.inertia import arms, balanced, evaluate, preferences, preferred, published
 from labkit.inertia.dpo import DpoArm
 from labkit.inertia.results import loss_of
 from labkit.inertia.study import Study
@@ -101,21 +101,43 @@ def held_out_table(study: Study) -> pd.DataFrame:
         own = {arm: done for arm, done in study.arms.items() if arm.model == model and arm.role != "sweep"}
         for done in list(own.values())[:1]:
             rows.append({"model": model, "arm": "untrained"} | _counted(done["reference"]))
-        for label in dict.fromkeys(map(_arm_label, own)):
-            rows.append({"model": model, "arm": label} | _pooled([d for a, d in own.items() if _arm_label(a) == label]))
+        for label in dict.fromkeys(map(preferred.label_of, own)):
+            rows.append(
+                {"model": model, "arm": label} | _pooled([d for a, d in own.items() if preferred.label_of(a) == label])
+            )
     return pd.DataFrame(rows + ([word_row(study.surface["words"])] if study.surface else []))
 
 
-def _arm_label(arm: DpoArm) -> str:
-    """Return what arms that differ by a seed alone have in common, in words."""
-    labels = {
-        "report": f"report's schedule, {arm.steps} steps",
-        "tuned": f"tuned rate, {arm.n_pairs} pairs",
-        "fewer pairs": f"tuned rate, {arm.n_pairs} pairs",
-        "shuffled": "shuffled labels",
-        "template": "template negatives",
-    }
-    return labels[arm.role]
+def judged_table(study: Study) -> pd.DataFrame:
+    """Lay out what each kind of arm prefers, in each way and set of pairs, and what a bag of words does."""
+    table = preferred.table(study.arms, study.references, study.params.models)
+    where = {"pairs_of": preferred.SETS["held_out"], "way": preferred.MARGIN, "kind": "words"}
+    words = [word_row(study.surface["words"]) | where] if study.surface else []
+    return pd.concat([table, pd.DataFrame(words, columns=table.columns)], ignore_index=True) if words else table
+
+
+def moved_and_preferred(judged: pd.DataFrame) -> list[str]:
+    """Say for each model's arms in a sentence how far the margin and the preference itself agree, on held-out pairs."""
+    lines = []
+    own = judged[judged["pairs_of"] == preferred.SETS["held_out"]]
+    for (model, arm), part in own.groupby(["model", "arm"], sort=False):
+        by_way = part.set_index("way")
+        if {*preferred.WAYS} <= {*by_way.index}:
+            told = {way: f"{by_way.at[way, 'accuracy']:.0%}" for way in preferred.WAYS}
+            lines.append(
+                f"{model}, {arm}: moved towards the chosen text on {told[preferred.MARGIN]} of the pairs, gives it the "
+                f"higher probability on {told[preferred.SUM]} by sum and {told[preferred.PER_TOKEN]} per token."
+            )
+    return lines
+
+
+def balance_sentence(study: Study) -> str:
+    """Say what words alone make of the word-balanced pairs."""
+    if study.balance is None:
+        return "No word-balanced pairs are used on this profile."
+    shares = {name: balanced.share(scores) for name, scores in study.balance.items()}
+    told = ", ".join(f"{share:.1%} by {name}" for name, share in shares.items())
+    return f"Classifiers fitted to other topics prefer the chosen of {study.params.balanced_pairs} pairs in {told}."
 
 
 def _pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

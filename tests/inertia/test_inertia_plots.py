@@ -49,9 +49,12 @@ def coverage() -> pd.DataFrame:
 
 @pytest.fixture
 def held_out() -> pd.DataFrame:
-    rows = [("small", "tuned", 0.7, 0.55, 0.82, 40, "28"), ("large", "tuned", 0.8, 0.65, 0.9, 40, "32")]
-    rows += [("small", "shuffled labels", 0.5, 0.35, 0.65, 40, "10 20 30")]
-    return pd.DataFrame(rows, columns=["model", "arm", "accuracy", "low", "high", "pairs", "each"])
+    held, balanced = "held-out pairs", "word-balanced pairs"
+    rows = [("small", "tuned", held, "margin", 0.7, 0.55, 0.82), ("large", "tuned", held, "margin", 0.8, 0.65, 0.9)]
+    rows += [("small", "tuned", held, way, share, 0.1, 0.5) for way, share in (("sum", 0.3), ("per token", 0.25))]
+    rows += [("small", "untrained", balanced, "sum", 0.45, 0.35, 0.65)]
+    columns = ["model", "arm", "pairs_of", "way", "accuracy", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).assign(pairs=40)
 
 
 @pytest.fixture
@@ -138,12 +141,33 @@ def test_a_model_without_one_of_the_targets_is_grey_and_says_which(coverage: pd.
     assert "7,864,320 (0.28 %), no o_proj" in [text.get_text() for text in fig.axes[0].texts]
 
 
-def test_each_arm_has_a_point_at_its_accuracy_and_chance_is_drawn(held_out: pd.DataFrame) -> None:
+def test_margins_stand_left_and_preferences_right_each_beside_chance(held_out: pd.DataFrame) -> None:
     fig, _ = training_plots.held_out_panel(held_out)
-    axes = fig.axes[0]
-    drawn = sorted(float(c.lines[0].get_xdata()[0]) for c in axes.containers)
-    assert drawn == sorted(held_out["accuracy"])
-    assert 0.5 in [line.get_xdata()[0] for line in axes.lines if list(line.get_xdata()) == [0.5, 0.5]]
+    drawn = [sorted(float(c.lines[0].get_xdata()[0]) for c in axes.containers) for axes in fig.axes]
+    assert drawn == [[0.7, 0.8], [0.25, 0.3], [], [0.45]]
+    by_sum = next(c for c in fig.axes[1].containers if c.lines[0].get_xdata()[0] == 0.3)
+    assert by_sum.lines[0].get_markerfacecolor() == "white"
+    for axes in fig.axes:
+        assert 0.5 in [line.get_xdata()[0] for line in axes.lines if list(line.get_xdata()) == [0.5, 0.5]]
+
+
+@dataclass(frozen=True)
+class Layered:
+    intercept: float
+    per_layer: float
+    slope: float
+
+    def predict(self, x: np.ndarray, layers: np.ndarray) -> np.ndarray:
+        return self.intercept + self.per_layer * layers + self.slope * np.asarray(x)
+
+
+def test_a_law_with_a_term_per_layer_is_a_line_for_each_depth(points: pd.DataFrame) -> None:
+    fig, data = plots.affine_law(points.assign(n_layers=[6, 6, 24]), {"here": Layered(1e-3, 2e-4, 5e-11)})
+    fit = data[data["kind"] == "fit"]
+    assert sorted(fit["n_layers"].unique()) == [6, 24]
+    np.testing.assert_allclose(fit["seconds"], 1e-3 + 2e-4 * fit["n_layers"] + fit["bytes"] / 2e10, rtol=1e-5)
+    assert "t0 = 1 ms, 0.2 ms per layer, 20 GB/s" in legend(fig)[0]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["6 layers", "24 layers"]
 
 
 def test_the_law_is_drawn_with_its_two_regimes(points: pd.DataFrame) -> None:
@@ -164,6 +188,8 @@ def test_a_series_without_a_fit_keeps_its_points_and_has_no_line(points: pd.Data
 def test_each_rung_shows_the_share_of_the_roofline(rungs: pd.DataFrame) -> None:
     fig, _ = plots.ladder_panel(rungs)
     assert [text.get_text().strip() for text in fig.axes[0].texts] == ["33%", "80%"]
+    assert fig.axes[0].get_xscale() == "log"
+    assert not any(axes.patches for axes in fig.axes), "dots: a bar on a logarithmic axis starts nowhere"
 
 
 def test_each_weight_type_shows_its_ratio_between_the_sizes(quantized: pd.DataFrame) -> None:

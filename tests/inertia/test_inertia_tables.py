@@ -19,11 +19,13 @@ from labkit.inertia import (
     coverage,
     dpo,
     evaluate,
+    factorial,
     preferences,
     results,
     routing_tables,
     study,
     surface,
+    tiers,
     timing_tables,
     training_tables,
 )
@@ -59,16 +61,19 @@ def test_a_tuned_arm_is_held_against_several_shuffles_template_negatives_and_few
     assert len({dpo.split_of(arm).train for arm in own if arm.role == "shuffled"}) == len(cfg.shuffles) > 1
     assert arms.report_arm(cfg, model, 0).role == "report"
     assert arms.sweep_arm(cfg, model, 1e-4).role == "sweep"
-    listed = len(cfg.seeds) * 2 + len(cfg.learning_rates) + len(own) - len(cfg.seeds)
+    listed = len(cfg.seeds) * (1 + len(cfg.report_rates)) + len(cfg.learning_rates) + len(own) - len(cfg.seeds)
     assert cost.n_arms(cfg, model) == listed
 
 
-def test_cells_are_counted_as_they_are_asked_for(empty: Study) -> None:
-    cfg = empty.params
+@pytest.mark.parametrize("profile", ["ci", "cpu", "cpu-24gb"])
+def test_cells_are_counted_as_they_are_asked_for(profile: str) -> None:
+    cfg = params.resolve("size_inertia", profile)
     asked = [coverage.coverage_specs, study.rungs, study.quantized_rungs, study.fidelity_specs, study.loads]
-    n_asked = sum(len(specs(cfg)) for specs in (*asked, study.question_specs))
+    asked += [study.question_specs, study.reference_specs, factorial.rungs]
+    n_asked = sum(len(specs(cfg)) for specs in asked) + sum(len(tiers.specs(cfg, tier)) for tier in cfg.tiers)
     n_arms = sum(cost.n_arms(cfg, model) for model in cfg.models)
-    assert cost.n_cells(cfg) == n_asked + n_arms + len(["decisions", "words and lengths"])
+    once = 2 + bool(cfg.tiers) + bool(cfg.balanced_pairs)  # decisions, words and lengths; the same for the new ones
+    assert cost.n_cells(cfg) == n_asked + n_arms + once
 
 
 def done(margins: list[float], loss: float = 0.1) -> dict[str, Any]:

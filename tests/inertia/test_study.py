@@ -30,6 +30,7 @@ from labkit.inertia import (
     fidelity,
     matrix,
     preferences,
+    preferred,
     results,
     routing_tables,
     study,
@@ -53,8 +54,16 @@ SCOPE |= {
 }
 SCOPE |= {"held_out_pairs": 6, "questions": 9, "dataset_sizes": [16, 115], "bootstrap": 200, "workers": 1}
 SCOPE |= {"shuffles": [0, 1], "fidelity_tokens": 512}
+SCOPE |= {"factorial_widths": [64], "factorial_depths": [1, 2], "generated_questions": 4}
 SCOPE |= {"models": list(models.OFFLINE_PAIR), "control_models": ["smollm2-135m"]}
+SCOPE |= {"tiers": ["smollm2-135m", "gemma-3-270m+notes"]}
 FEWER = {"models": ["smollm2-135m"], "shuffles": [0], "learning_rates": [1e-3], "dataset_sizes": [115]}
+FEWER |= {"tiers": [], "generated_questions": 0, "balanced_pairs": 0, "factorial_widths": [], "factorial_depths": []}
+
+N_NEW = len(
+    ["reference", "reference", "words of the balanced pairs", "tier", "tier", "tiers decided", "w64-l1", "w64-l2"]
+)
+"""Cells beside arms, adapters, rungs, loads and questions."""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +110,7 @@ def test_every_cell_has_a_result_and_a_rerun_computes_nothing(small: SizeInertia
     assert all(name.startswith("sweep") for name in names - fixed)
     cells = {path: path.stat().st_mtime_ns for path in (paths.runs("ci", "size_inertia") / "cells").iterdir()}
     again = run_study(small)
-    assert again.cells.cached == len(cells) == len(first.arms) + len(first.coverage) + 1 + 3 + 2 + 2 + 2 + 1 + 1
+    assert again.cells.cached == len(cells) == len(first.arms) + len(first.coverage) + 1 + 3 + 2 + 2 + 2 + 1 + 1 + N_NEW
     assert numbers(again) == numbers(first)
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
     swept = training_tables.sweep_table(first)
@@ -118,6 +127,16 @@ def test_every_cell_has_a_result_and_a_rerun_computes_nothing(small: SizeInertia
     found = results.results(first)
     assert found["dpo/optimizer_steps"]["value"] == 75
     assert "loss/phi-2/step_75" in results.out_of_reach(first)
+    assert {"law/decode/per_layer", "loss_difference/step_75"}.isdisjoint(found), "one round, two steps"
+    judged = training_tables.judged_table(first)
+    assert set(judged["way"]) == set(preferred.WAYS)
+    assert set(judged["pairs_of"]) == set(preferred.SETS.values())
+    assert {len(rows) for rows in first.tier_rows.values()} == {4}
+    assert len(routing_tables.generated_accuracy(first)) > 0
+    assert routing_tables.generated_policy_table(first)["policy"].tolist()[-1] == "oracle"
+    assert len(training_tables.moved_and_preferred(judged)) > 0
+    untrained = judged[(judged["arm"] == "untrained") & (judged["pairs_of"] == "held-out pairs")]
+    assert (untrained["pairs"] == 40).all()
 
 
 def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
