@@ -130,9 +130,12 @@ def make_study(params: PredictPhase) -> Study:
     side = shared | {"seeds": params.side_seeds}
     deciding = {"deciding": params.cost_rounds is not None}
     varied = ["adamw", *(arm for family in params.settings for arm in SETTINGS[family])]
+    cells = Cells.of(params.hardware, params.report_id())
+    if deciding["deciding"]:
+        cells.untimed = frozenset({train.train.name})  # steps are priced apart
     return Study(
         params,
-        Cells.of(params.hardware, params.report_id()),
+        cells,
         scratch=Contest(params, **shared, **deciding),
         adapted=Contest(params, **shared | adapted, **deciding) if params.finetune_steps else None,
         digits=Contest(params, **shared | digits, **deciding) if params.cnn_steps else None,
