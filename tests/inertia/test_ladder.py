@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from labkit import models, schema_size_inertia
@@ -108,8 +109,8 @@ def test_two_measured_rungs_have_ratios_and_two_types_of_two_rungs_have_none() -
     small = ladder.measure_rung(tiny_rung())
     deeper = tiny_rung(name="deeper", overrides=(TINY[0], ("num_hidden_layers", 6), *TINY[2:]))
     large = ladder.measure_rung(deeper)
-    medians = [np.median(result["seconds_per_token"]) for result in (large, small)]
-    assert ratio(large, small, "seconds_per_token", "model").value == pytest.approx(medians[0] / medians[1])
+    means = [scipy.stats.gmean(result["seconds_per_token"]) for result in (large, small)]
+    assert ratio(large, small, "seconds_per_token", "model").value == pytest.approx(means[0] / means[1])
     steps = [ladder.training_row(result) for result in (large, small)]
     assert ratio(*steps, "seconds_per_step", "model").levels == ("deeper", "tiny")
     half = ladder.measure_rung(dataclasses.replace(deeper, dtype="bfloat16", train=False))
