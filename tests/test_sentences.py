@@ -191,3 +191,17 @@ def test_a_notebook_without_a_place_for_the_answer_is_left_alone(tmp_path: Path)
     before = path.read_bytes()
     notebook.lead_with(path, lambda: pytest.fail("nothing is asked"))
     assert path.read_bytes() == before
+
+
+def test_the_answer_is_written_into_the_executed_notebook_that_pages_are_made_from(tmp_path: Path) -> None:
+    path, cells = tmp_path / "small.ipynb", [("title", "# Small"), (notebook.ANSWER, "**Answer.** not yet"), ("x", "y")]
+    made = [nbformat.v4.new_markdown_cell(text, id=name) for name, text in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
+    notebook.lead_with(path, lambda: "**Answer.** Of 3 headline claims 1 is decided.")
+    assert [cell.source for cell in read(path).cells] == [
+        "# Small",
+        "**Answer.** Of 3 headline claims 1 is decided.",
+        "y",
+    ]
+    page = nbformat.reads(notebook.published(path, []).decode(), as_version=4)
+    assert page.cells[1].source == read(path).cells[1].source
