@@ -139,6 +139,8 @@ class Spilled:
         if self._file is None:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 self._file = os.dup(file.fileno())
+            # It is read backwards: what the kernel would read ahead has been used and dropped, and doubled every read.
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         return self._file
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from labkit.offload import readers
+from labkit.offload.boundaries import Spilled
 from labkit.offload.headers import Entry, Run
-from labkit.offload.readers import Reader, ReadError, calibrate
+from labkit.offload.readers import Reader, ReadError, calibrate, disk_bytes_read
 from labkit.offload.store import Store, lay_out, read_rows, read_tensor
 
 N_BYTES = 3 * readers.REQUEST + 12_345
@@ -121,3 +122,15 @@ def test_rows_of_an_embedding_are_those_of_the_matrix(file: Path) -> None:
     own = Reader()
     assert torch.equal(read_rows(own, table, rows, torch.float32).nan_to_num(), whole[rows].nan_to_num())
     assert own.n_bytes == 6 * 32
+
+
+def test_hidden_states_in_a_file_are_read_once_on_the_way_back(tmp_path: Path) -> None:
+    """The file is read backwards; ahead of a read lies what was used already. The reference is the kernel's count."""
+    kept, hidden = Spilled(tmp_path), torch.ones(1 << 20, dtype=torch.uint8)
+    for layer in range(16):
+        kept.put(layer, hidden)
+    before = disk_bytes_read()
+    for layer in reversed(range(16)):
+        assert torch.equal(kept.take(layer), hidden)
+    kept.close()
+    assert disk_bytes_read() - before <= 1.01 * 16 * hidden.numel()
