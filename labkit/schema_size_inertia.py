@@ -13,7 +13,7 @@ RungName = Literal[
 ]
 """Random-weight shapes that labkit.inertia.ladder builds by name."""
 TierName = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(\+notes)?(\*[1-9])?$")]
-"""A way to answer: a model, with notes that were looked up, by the majority of several samples: `gemma-3-270m+notes*3`."""
+"""A way to answer: a model, with notes looked up, by the majority of several samples: `gemma-3-270m+notes*3`."""
 
 
 class SizeInertia(Params):
