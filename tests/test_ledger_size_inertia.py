@@ -100,7 +100,7 @@ FOLLOWS = {
 PROPERTIES = re.compile(r"(parameters|parameter_ratio|lora_\w+)/.*|dpo/optimizer_steps")
 SHAPES = re.compile(
     r"(train_time_ratio|generation_ratio/cpu)/.*|size_exponent/(decode|train)|loss_difference/step_75|"
-    r"routing_gain/keyword_rule"
+    r"preference_loss/smaller|routing_gain/keyword_rule"
 )
 LOSSES = re.compile(r"final_loss/.*|loss/.*/step_(5|30|50|75)")
 ON_THE_BOARD = re.compile(

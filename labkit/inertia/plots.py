@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from labkit.figures import style
 from labkit.units import settled
@@ -84,7 +85,8 @@ def _draw_depths(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict
         x = np.geomspace(*ends, 80)
         x, y = (np.array([*map(settled, values)]) for values in (x, fit.predict(x, np.full(len(x), depth))))
         axes.plot(x, y, color=look["color"], linewidth=0.8)
-        axes.annotate(f"{depth:.0f} layers", (x[0], y[0]), fontsize=7, color=look["color"], va="bottom")
+        where = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 7, "color": look["color"]}
+        axes.annotate(f"{depth:.0f} layers", (x[0], y[0]), **where)
         rows.append(pd.DataFrame({"series": name, "bytes": x, "seconds": y, "n_layers": depth, "kind": "fit"}))
     return pd.concat(rows, ignore_index=True)
 
@@ -115,6 +117,11 @@ def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     left.set(xscale="log", xlabel="ms per token")
     right.set(xscale="log", xlabel="ms")
     left.margins(x=0.15)
+    for axes in (left, right):
+        # Within a decade matplotlib labels every tick, one over the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     fig.legend(loc="outside lower center", ncols=4)
     return fig, rungs
 

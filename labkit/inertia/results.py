@@ -183,7 +183,7 @@ def voided(study: Study) -> dict[str, str]:
     out: dict[str, str] = {}
     losses = convergence.last_losses(study.arms, study.report_rates)
     if len(losses) == 2 and (edges := convergence.void({name: study.report_rates[name] for name in losses})):
-        out[f"loss_difference/step_{arms.REPORT_STEPS}"] = "; ".join(edges)
+        out |= dict.fromkeys((f"loss_difference/step_{arms.REPORT_STEPS}", "preference_loss/smaller"), "; ".join(edges))
     if study.tier_rows and (close := tiers.void(tiers.frame(study.tier_rows))):
         out["routing_gain/keyword_rule"] = "; ".join(close)
     return out | _void_preferences(study)
@@ -211,8 +211,10 @@ def routing_results(study: Study) -> dict[str, Number]:
 
     Where tiers answered the generated questions, it is judged on those.
     """
-    if study.tier_rows and study.tier_decided:
-        return {"routing_gain/keyword_rule": _gain(study, tiers.frame(study.tier_rows), study.tier_decided)}
+    if study.params.tiers:
+        asked = study.tier_rows and study.tier_decided
+        gain = asked and _gain(study, tiers.frame(study.tier_rows), study.tier_decided)
+        return {"routing_gain/keyword_rule": gain} if gain else {}
     rows = [row for answered in study.answers.values() for row in answered["rows"]]
     if len(study.answers) < 2:
         return {}

@@ -189,7 +189,10 @@ class _Walk:
                 done = self._into({}, None, tiers.answer_block, spec, label)
                 whole = whole and done is not None
                 self._study.tier_rows.setdefault(tier, []).extend(done["rows"] if done else [])
-        if self._params.tiers and whole:
+        if not whole:
+            # Tiers that answered other questions cannot be compared; what is there is kept as cells.
+            self._study.tier_rows.clear()
+        elif self._params.tiers:
             spec = deciding.spec_of(answer_table(tiers.frame(self._study.tier_rows)))
             label = "routing decisions on generated questions"
             self._study.tier_decided = self._into({}, None, tiers.measure_deciding, spec, label) or {}

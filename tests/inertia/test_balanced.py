@@ -10,6 +10,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -98,8 +99,26 @@ def test_pairs_of_one_topic_are_one_trial() -> None:
     assert alike["pairs"] == len(names)
 
 
+@pytest.mark.parametrize("n_runs", [1, 3])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_the_interval_of_a_share_over_topics_covers(n_runs: int, spread: float) -> None:
+    """Topics differ in how hard they are, from almost all or nothing (0.5) to much alike (4); the mean is 0.6."""
+    rng, hits, draws = np.random.default_rng(3), 0, 150
+    names = [pair.id for pair in balanced.load()]
+    topics = sorted({balanced.topic_of(name) for name in names})
+    for _ in range(draws):
+        hard = dict(zip(topics, rng.beta(0.6 * spread, 0.4 * spread, len(topics)), strict=True))
+        odds = np.array([hard[balanced.topic_of(name)] for name in names])
+        signs = np.where(rng.random((n_runs, len(names))) < odds, 1.0, -1.0)
+        found = preferred.counted([pd.DataFrame({"sum": one}, index=names) for one in signs], "sum")
+        hits += found["low"] <= 0.6 <= found["high"]
+    assert hits / draws >= 0.92
+
+
 def test_the_reference_cell_agrees_with_what_an_arm_says_of_its_untrained_model() -> None:
-    arm = dpo.DpoArm(name="tiny", model="tiny-qwen2", n_pairs=4, steps=1, learning_rate=0.01, max_length=640)
+    arm = dpo.DpoArm(
+        name="tiny", model="tiny-qwen2", n_pairs=4, steps=1, warmup_steps=1, learning_rate=0.01, max_length=640
+    )
     spec = judged.ReferenceSpec(model="tiny-qwen2", max_length=640, balanced_pairs=2)
     done = judged.train_balanced(judged.BalancedArm.of(arm, 2))
     scored = judged.measure_reference(spec)
