@@ -174,10 +174,16 @@ def rejudge(report: str, hardware: str) -> Path | None:
 
 
 def why_stale(report: str, hardware: str, results: Results) -> list[str]:
-    """Say why published results no longer stand. Of those recorded before cells were kept only parameters can tell."""
+    """Say why published results no longer stand.
+
+    What was recorded before cells were kept stands until a better run replaces it, also where its profile asks for a
+    larger scope by now; a change of what is measured (the science parameters) ends it all the same.
+    """
     resolved = params.resolve(report, hardware)
     made_with = results.params or (results.provenance or {}).get("params", {})
-    return evidence.why_stale(results.evidence or evidence.NONE, made_with, resolved)
+    if results.evidence is None:
+        return evidence.other_science(made_with, resolved)
+    return evidence.why_stale(results.evidence, made_with, resolved)
 
 
 def _judge_ledger(ledger: Path, file: Path, stale: Sequence[str]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import audit, claims
+from labkit import audit, claims, params
 from labkit import verdict as rule
 from labkit.audit import Check, Claim, Finding
 from labkit.claims import judge
@@ -213,6 +213,15 @@ def test_results_without_cells_are_marked_where_they_are_shown(tmp_path):
     rows = [claim(), claim(id="a.none", checks=[])]
     why = judged(tmp_path, rows, results={"x": value(2.0)}, evidence=None)["why"]
     assert ["recorded before cells were kept" in text for text in why] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reasons"), [({"steps": 7}, []), ({"weight_decay": 0.3}, ["parameter weight_decay: 0.3 -> 0.1"])]
+)
+def test_a_record_without_cells_stands_where_its_profile_asks_for_more_and_not_where_it_measures_else(changed, reasons):
+    asked = params.resolve("predict_phase", "cpu-24gb").model_dump() | changed
+    own = {"report": "predict_phase", "profile": "cpu-24gb", "scale": "reduced", "results": {}, "params": asked}
+    assert claims.why_stale("predict_phase", "cpu-24gb", claims.Results.model_validate(own)) == reasons
 
 
 def test_stale_touches_only_rows_with_a_result_and_comes_before_all_else(tmp_path):

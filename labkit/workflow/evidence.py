@@ -18,7 +18,7 @@ from typing import Any
 
 from labkit import paths
 from labkit.reports import STUDIES
-from labkit.schema import Params
+from labkit.schema import Layer, Params
 from labkit.workflow import data, environment, reach
 from labkit.workflow.cell import Json
 from labkit.workflow.cells import RENDER, Cells, MissingCells, store_of
@@ -26,8 +26,6 @@ from labkit.workflow.store import ARCHIVE, Record, write_archive
 
 OLD = "recorded before cells were kept"
 """What is said of results that stand beside no cells."""
-NONE: Json = {"functions": {}, "data": {}, "packages": {}}
-"""Their evidence."""
 
 
 def summary(records: Iterable[Record]) -> Json:
@@ -61,6 +59,13 @@ def why_stale(evidence: Mapping[str, Any], made_with: Mapping[str, Any], resolve
     reasons += _changed("version of", versions, {name: one.version for name, one in declared.items()}, only="old")
     reasons += _changed("data", evidence["data"], {label: _revision(label) for label in evidence["data"]})
     return reasons + _changed("package", evidence["packages"], environment.packages(evidence["packages"]))
+
+
+def other_science(made_with: Mapping[str, Any], resolved: Params) -> list[str]:
+    """Name the science parameters that are others now than results on record were made with."""
+    asked = resolved.model_dump()
+    shared = [name for name in made_with if name in asked and resolved.layer(name) is Layer.SCIENCE]
+    return _changed("parameter", {name: made_with[name] for name in shared}, {name: asked[name] for name in shared})
 
 
 def _revision(label: str) -> str:
