@@ -425,6 +425,7 @@ def test_readouts_follow_what_an_arm_asks_for_and_no_more():
 
 
 SMALL = {
+    "workers": 1,
     "steps": 10,
     "context": 16,
     "budgets": [0.4, 1.0],
