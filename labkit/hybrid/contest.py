@@ -12,7 +12,7 @@ import pandas as pd
 from labkit.hybrid import costs, speed, void
 from labkit.hybrid.arms import ARMS, LEAST_JUMPS, MAIN
 from labkit.hybrid.costs import CostSpec
-from labkit.hybrid.tasks import Run
+from labkit.hybrid.tasks import ADAPTED, Run
 from labkit.schema_predict_phase import PredictPhase
 from labkit.training import sweep
 
@@ -128,7 +128,8 @@ class Contest:
 
     def cost_spec(self, rounds: int) -> CostSpec:
         """Return the cell in which the steps of all arms are priced; a short task has short rounds."""
-        run = self.run("adamw", costs.RATE, min(costs.STEPS, self.steps), self.params.tuning_seed)
+        steps = min(costs.ADAPTER_STEPS if self.task in ADAPTED else costs.STEPS, self.steps)
+        run = self.run("adamw", costs.RATE, steps, self.params.tuning_seed)
         return CostSpec(run=run, arms=tuple(self.arms), rounds=rounds)
 
     def loss(self, run: Run, arm: str = "", steps: int = 0) -> float:

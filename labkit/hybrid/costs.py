@@ -27,8 +27,12 @@ from labkit.workflow.cell import cell
 
 STEPS = 30
 """Real steps of an arm in a round."""
+ADAPTER_STEPS = 3
+"""The same on adapters of a pretrained model, where a step takes many seconds."""
 WARM = 3
-"""Steps of each arm before the first round: optimizers make their state in the first."""
+"""Steps of each arm before the first round: optimizers make their state in the first. One that jumps goes on to its
+first jump."""
+_LONGEST_WAIT = 200
 FORWARDS = 5
 """Probes of an arm in a round."""
 RATE = 1e-6
@@ -84,13 +88,13 @@ def _timers(spec: CostSpec) -> dict[str, _Timer]:
         for own, shared in zip(timers[arm].model.parameters(), first.parameters(), strict=True):
             if not own.requires_grad:
                 own.data = shared.data
-        timers[arm].steps(WARM)
+        timers[arm].warm()
     return timers
 
 
 def _timer(run: Run, rounds: int) -> _Timer:
     model, data = build(run), data_of(run)
-    total = 4 * (WARM + rounds * run.steps)
+    total = 4 * (_LONGEST_WAIT + rounds * run.steps)
     run = replace(run, steps=total)
     optimizer, schedule = optimizer_of(run, model)
     probe, hybrid = Probe(run, model, data), None
@@ -134,6 +138,16 @@ class _Timer:
         reads = () if arm.decays else arm.reads[:1]
         self._readouts = readouts_of(self.run, parameters, self.optimizer, reads) if reads else None
 
+    def warm(self) -> None:
+        """Take the first steps, which are not timed."""
+        self.steps(WARM)
+        while self._may_jump and not self.jump and self.done < _LONGEST_WAIT:
+            self.steps(1)
+
+    @property
+    def _may_jump(self) -> bool:
+        return self.hybrid is not None and self.hybrid.config.predictor not in LEADS
+
     def steps(self, n: int) -> float:
         """Take real steps; return their seconds, those of jumps left out."""
         before, began = self._jumps(), time.perf_counter()
@@ -154,7 +168,7 @@ class _Timer:
     def round(self, n: int) -> dict[str, float]:
         """Return seconds of a real step and, where the arm jumps, of a probe and of a jump."""
         found = {"step": self.steps(n) / n}
-        if self.hybrid is None or self.hybrid.config.predictor in LEADS:
+        if not self._may_jump:
             return found
         losses, began = self.probe.draw(self.hybrid.config.probe_batches), time.perf_counter()
         for _ in range(FORWARDS):

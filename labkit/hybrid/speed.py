@@ -109,7 +109,7 @@ def reach(runs: pd.DataFrame, arm: str, *, base: str = BASELINE, level: float = 
         return Reach(ratio=settled(ratio))
     times = _seconds_to(baseline, loss), _seconds_to(lines, loss)
     rounds = _speeds_by_round(own, arm, base)
-    interval = with_prices(times[0] / times[1], rounds, level) if rounds else ratio_ci(*times, level=level)
+    interval = with_prices(times[0] / times[1], rounds, level) if len(rounds) else ratio_ci(*times, level=level)
     return Reach(ratio=interval.estimate, interval=interval)
 
 
@@ -127,10 +127,19 @@ def with_prices(speeds: np.ndarray, by_round: Sequence[float], level: float = 0.
     return ratio_ci(speeds, rounds / np.exp(np.log(rounds).mean()), paired=False, level=level)
 
 
-def _speeds_by_round(own: pd.DataFrame, arm: str, base: str) -> list[float]:
-    """Return the speed of all seeds together by the prices of each round; nothing where runs have their own time."""
-    tables = [own.assign(seconds=own[name]) for name in own.columns if name.startswith(ROUND)]
-    return [speed(frontier(one, arm), frontier(one, base))[0] for one in tables]
+def _speeds_by_round(own: pd.DataFrame, arm: str, base: str) -> np.ndarray:
+    """Return the speed of all seeds together by the prices of each round, [rounds]; none where runs have their time."""
+    columns = [name for name in own.columns if name.startswith(ROUND)]
+    lines, baseline = (_by_round(own[own["arm"] == name], columns) for name in (arm, base))
+    loss = np.maximum(lines[:, -1, 1], baseline[:, -1, 1])
+    return _seconds_to(baseline, loss) / _seconds_to(lines, loss)
+
+
+def _by_round(runs: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Return the mean frontier of an arm's seeds by the prices of each round, [rounds, budgets, 2]."""
+    means = runs.groupby("steps")[[*columns, "loss"]].mean()
+    seconds = means[list(columns)].to_numpy().T
+    return _frontiers(np.stack([seconds, np.broadcast_to(means["loss"], seconds.shape)], axis=-1))
 
 
 def paired(runs: pd.DataFrame, arm: str, base: str = BASELINE) -> pd.DataFrame:

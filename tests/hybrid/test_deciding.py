@@ -225,7 +225,7 @@ def test_the_noise_matched_control_has_the_trends_length_and_none_of_its_drift()
 
 def test_a_round_prices_steps_probes_and_jumps_of_every_arm():
     arms = ("adamw", "constant-ema", "last-update", "ema-nesterov", "frozen")
-    spec = costs.CostSpec(run=dataclasses.replace(RUN, steps=20), arms=arms, rounds=2)
+    spec = costs.CostSpec(run=dataclasses.replace(RUN, steps=2), arms=arms, rounds=2)
     found = costs.measure_costs(spec)
     assert [sorted(order) for order in found["order"]] == [sorted(arms)] * 2
     assert {kind: set(found[kind]) for kind in ("step", "forward", "jump")} == {
@@ -425,6 +425,7 @@ def test_readouts_follow_what_an_arm_asks_for_and_no_more():
 
 
 SMALL = {
+    "workers": 1,
     "steps": 10,
     "context": 16,
     "budgets": [0.4, 1.0],
