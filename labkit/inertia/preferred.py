@@ -27,6 +27,11 @@ SHUFFLED = "shuffled labels"
 Rows = Sequence[Mapping[str, Any]]
 
 
+def margins(rows: Rows) -> pd.DataFrame:
+    """Return the margin of each pair in nats: all that is known without the reference's own log-probabilities."""
+    return pd.DataFrame({MARGIN: [row["margin"] for row in rows]}, index=[row["id"] for row in rows])
+
+
 def differences(rows: Rows, reference: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Return by how much each pair's chosen text is preferred, a column for each of `WAYS`, in nats; per token in nats
     per token.
@@ -42,14 +47,7 @@ def differences(rows: Rows, reference: Mapping[str, Sequence[float]]) -> pd.Data
     gained = np.array([[row["logp_chosen"], row["logp_rejected"]] for row in rows], dtype=float)
     own, lengths = known[:, :2] + gained, known[:, 2:]
     per_token = own / lengths
-    return pd.DataFrame(
-        {
-            MARGIN: [row["margin"] for row in rows],
-            SUM: own[:, 0] - own[:, 1],
-            PER_TOKEN: per_token[:, 0] - per_token[:, 1],
-        },
-        index=[row["id"] for row in rows],
-    )
+    return margins(rows).assign(**{SUM: own[:, 0] - own[:, 1], PER_TOKEN: per_token[:, 0] - per_token[:, 1]})
 
 
 def untrained(reference: Mapping[str, Sequence[float]]) -> pd.DataFrame:
@@ -115,24 +113,25 @@ def table(
 
     Args:
         arms: finished arms with what their cells hold.
-        references: by model what `judged.measure_reference` returned; a model without is left out.
+        references: by model what `judged.measure_reference` returned; a model without is shown by its margins alone.
         models: names, in the order of the rows.
 
     Returns:
         rows with model, arm, kind, pairs_of (of `SETS`), way and what `counted` returns.
     """
     rows: list[dict[str, Any]] = []
-    for model in (name for name in models if name in references):
+    for model in models:
         own = {arm: done for arm, done in arms.items() if arm.model == model and arm.role != "sweep"}
         for name in SETS:
-            if not (reference := references[model][name]):
-                continue
             where = {"model": model, "pairs_of": SETS[name]}
-            rows += _rows(where | {"arm": "untrained", "kind": "untrained"}, [untrained(reference)], (SUM, PER_TOKEN))
+            reference = references.get(model, {}).get(name)
+            if reference:
+                before = where | {"arm": "untrained", "kind": "untrained"}
+                rows += _rows(before, [untrained(reference)], (SUM, PER_TOKEN))
             for label, kind in {label_of(arm): kind_of(arm) for arm in own}.items():
-                alike = [done for arm, done in own.items() if label_of(arm) == label and name in done]
-                runs = [differences(done[name], reference) for done in alike]
-                rows += _rows(where | {"arm": label, "kind": kind}, runs, WAYS)
+                alike = [done[name] for arm, done in own.items() if label_of(arm) == label and name in done]
+                runs = [differences(one, reference) if reference else margins(one) for one in alike]
+                rows += _rows(where | {"arm": label, "kind": kind}, runs, WAYS if reference else (MARGIN,))
     return pd.DataFrame(rows, columns=[*_COLUMNS])
 
 

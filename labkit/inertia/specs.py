@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from labkit import models
 from labkit.inertia import ladder, quantize
 from labkit.inertia.fidelity import FidelitySpec
 from labkit.inertia.judged import ReferenceSpec
 from labkit.inertia.loading import LoadSpec
 from labkit.inertia.matrix import MatrixSpec
 from labkit.inertia.quantize import QuantizedRung
+from labkit.models.revisions import revision
 from labkit.schema_size_inertia import SizeInertia
 
 
@@ -66,3 +68,11 @@ def _timing(params: SizeInertia) -> dict[str, Any]:
     counts = {"prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens}
     counts |= {"repeats": params.decode_repeats, "threads": n_threads(params)}
     return counts | {"dtype": params.weights_dtype, "device": params.device}
+
+
+def require_weights(model: str) -> None:
+    """Fetch weights that cannot even be told from others because they are not here."""
+    try:
+        revision(model)
+    except models.MissingWeights:
+        models.prepare(model)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit import device, memory, models, paths
+from labkit import device, memory, paths
 from labkit.inertia import (
     arms,
     balanced,
@@ -43,10 +43,10 @@ from labkit.inertia.specs import (
     quantized_rungs,
     question_specs,
     reference_specs,
+    require_weights,
     rungs,
 )
 from labkit.inertia.surface import SurfaceSpec
-from labkit.models.revisions import revision
 from labkit.progress import Progress, of_study
 from labkit.schema_size_inertia import SizeInertia
 from labkit.training.sweep import best_rate, next_rates
@@ -111,7 +111,7 @@ def run_study(params: SizeInertia) -> Study:
     if not study.cells.only_recorded:
         device.set_threads(n_threads(params))
         for model in params.models:
-            _require_weights(model)
+            require_weights(model)
     with of_study(cost.n_cells(params), "size inertia", params.hardware, params.report_id()) as study.cells.progress:
         walk = _Walk(study)
         walk.adapters()
@@ -124,14 +124,6 @@ def run_study(params: SizeInertia) -> Study:
             walk.train(model)
     study.cells.require()
     return study
-
-
-def _require_weights(model: str) -> None:
-    """Fetch weights that cannot even be told from others because they are not here."""
-    try:
-        revision(model)
-    except models.MissingWeights:
-        models.prepare(model)
 
 
 def count_adapters(params: SizeInertia) -> dict[CoverageSpec, Json]:
@@ -204,8 +196,18 @@ class _Walk:
             spec = balanced.BalanceSpec(n_pairs=n)
             self._study.balance = self._into({}, None, balanced.measure_balance, spec, "words of the balanced pairs")
         for spec in reference_specs(self._params):
+            if self._published_without(judged.measure_reference, spec):
+                continue
             label = f"{spec.model} before training"
             self._into(self._study.references, spec.model, judged.measure_reference, spec, label)
+
+    def _published_without(self, work: CellFunction, spec: Any) -> bool:
+        """Say whether a profile was published before these cells were kept: it is shown by its margins alone then.
+
+        One with word-balanced pairs was not.
+        """
+        shown = self._cells.only_recorded and not self._params.balanced_pairs
+        return shown and not self._cells.store.find(work.identity(spec))
 
     def train(self, model: str) -> None:
         """Sweep the learning rate, then run the report's arms and the tuned ones."""

@@ -149,6 +149,7 @@ def test_every_result_the_ledger_asks_for_is_measured_or_said_to_be_out_of_reach
         "size_exponent/decode",
         "size_exponent/train",
         "loss_difference/step_75",
+        "preference_loss/smaller",
         "routing_gain/keyword_rule",
     }
     assert asked - set(told) == only_from_a_run
