@@ -9,18 +9,16 @@ from labkit.scaling.findings import (
     floors_table,
     gates_table,
     grid_runs,
-    grid_seconds,
     leak_table,
     misaligned_targets,
-    out_of_reach,
     published_parameters,
-    results,
 )
 from labkit.scaling.grid import Grid, run_grid
 from labkit.scaling.law import Law, TooFewRuns, fit_law
 from labkit.scaling.multiverse import fit_perplexity_power, leave_largest_out, multiverse
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.resolvent import resolvent_diagonal
+from labkit.scaling.results import grid_seconds, out_of_reach, results
 from labkit.scaling.transformer import Transformer, TransformerConfig
 
 __all__ = [

@@ -28,6 +28,7 @@ from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import GridData
 from labkit.scaling.findings import PUBLISHED_GRID
 from labkit.scaling.grid import Grid
+from labkit.scaling.results import grid_seconds, out_of_reach, results
 from labkit.scaling.train import Cell, batches
 from labkit.workflow.cells import Cells
 from labkit.workflow.store import Store
@@ -192,7 +193,7 @@ def test_mixer_without_admitted_runs_is_refused_with_the_reason(grid: Grid, mixe
     fits, refused = findings.fit_all(leaky)
     assert set(fits) | {mixer} == set(grid.params.mixers)
     assert refused[mixer].startswith("0 of 12 runs admitted; 0 distinct N")
-    numbers = findings.results(leaky, fits, 1.0)
+    numbers = results(leaky, fits, 1.0)
     assert f"exponent/{mixer}" not in numbers
     assert "exponent_difference" not in numbers
     assert not any(key.startswith(f"word_perplexity/{mixer}/") for key in numbers)
@@ -278,7 +279,7 @@ def published_grid() -> Grid:
 
 @pytest.fixture(scope="module")
 def numbers(published_grid: Grid) -> dict[str, dict[str, Any]]:
-    return findings.results(published_grid, findings.fit_all(published_grid)[0], seconds=7200.0)
+    return results(published_grid, findings.fit_all(published_grid)[0], seconds=7200.0)
 
 
 def publish(folder: Path, hardware: str, numbers: dict[str, Any], prices: dict[str, Any]) -> None:
@@ -293,13 +294,13 @@ def test_every_number_the_ledger_asks_for_is_produced_or_priced(
     asked = {check.key for claim in claims.load("scaling_grid") for check in claim.checks}
     asked |= {key for claim in claims.load("scaling_grid") for check in claim.checks for key in check.resolved}
     assert asked - set(numbers) == {"hours/quick"}
-    assert "hours/quick" in findings.out_of_reach(published_grid)
+    assert "hours/quick" in out_of_reach(published_grid)
 
 
 def test_ledger_can_judge_every_number_in_its_own_unit(
     published_grid: Grid, numbers: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    prices = findings.out_of_reach(published_grid)
+    prices = out_of_reach(published_grid)
     publish(tmp_path, "h100", numbers, prices)
     judged = claims.judge(tmp_path).set_index("claim")
     assert judged["measured"]["scaling.grid.n_configurations"] == "16"
@@ -354,7 +355,7 @@ def test_difference_of_exponents_has_an_interval_around_it(numbers: dict[str, di
 
 
 def test_price_of_every_published_cell_is_finite_and_grows_with_the_cell(grid: Grid) -> None:
-    prices = findings.out_of_reach(grid)
+    prices = out_of_reach(grid)
     cells = [f"{mixer}/d{d}_l{n}" for mixer in grid.params.mixers for d, n in PUBLISHED_GRID]
     assert len(cells) == 32
     for cell in cells:
@@ -377,16 +378,16 @@ def test_price_is_the_cells_flops_at_the_measured_rate(grid: Grid) -> None:
     cell = Cell.of(full, "transformer", 256, 8, 0, 1e-3)
     steps = int(5 * cost.n_train_tokens(full) // (32 * 32))
     expected = steps * training_flops(cell.config(), 32, 32) / rate
-    assert findings.out_of_reach(grid)["word_perplexity/transformer/d256_l8"]["seconds"] == pytest.approx(expected)
+    assert out_of_reach(grid)["word_perplexity/transformer/d256_l8"]["seconds"] == pytest.approx(expected)
 
 
 def test_run_at_the_reports_own_scale_prices_nothing(grid: Grid) -> None:
     stated = Grid(params.resolve("scaling_grid", "h100"), grid.data, grid.results)
-    assert findings.out_of_reach(stated) == {}
+    assert out_of_reach(stated) == {}
 
 
 def test_hours_are_the_training_time_over_the_workers(grid: Grid) -> None:
     seconds = [result["seconds"] for result in grid.results.values()]
-    assert findings.grid_seconds(grid) == pytest.approx(sum(seconds) / 2)
-    numbers = findings.results(grid, {}, findings.grid_seconds(grid))
+    assert grid_seconds(grid) == pytest.approx(sum(seconds) / 2)
+    numbers = results(grid, {}, grid_seconds(grid))
     assert numbers["hours/grid"]["value"] == pytest.approx(sum(seconds) / 2 / 3600)

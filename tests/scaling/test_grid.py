@@ -457,12 +457,13 @@ import json, sys
 from labkit import params
 from labkit.scaling import findings
 from labkit.scaling.grid import run_grid
+from labkit.scaling.results import grid_seconds, out_of_reach, results
 cfg = params.resolve("scaling_grid", "ci", json.loads(sys.argv[1]))
 grid = run_grid(cfg)
 tables = [grid.runs(), findings.floors_table(grid), findings.gates_table(grid), findings.leak_table(cfg)]
 fits, refused = findings.fit_all(grid)
 said = findings.conclusions(grid, fits, refused)
-numbers = [findings.results(grid, fits, findings.grid_seconds(grid)), findings.out_of_reach(grid, refused)]
+numbers = [results(grid, fits, grid_seconds(grid)), out_of_reach(grid, refused)]
 print(json.dumps([*(table.to_csv() for table in tables), said, numbers, list(grid.data.floors), grid.failures == {}]))
 """
 
