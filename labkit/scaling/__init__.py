@@ -14,6 +14,7 @@ from labkit.scaling.findings import (
     published_parameters,
 )
 from labkit.scaling.grid import Grid, run_grid
+from labkit.scaling.isoflop_results import control_table, isoflop_paths, isoflop_table, start_table
 from labkit.scaling.law import Law, TooFewRuns, fit_law
 from labkit.scaling.multiverse import fit_perplexity_power, leave_largest_out, multiverse
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
@@ -33,6 +34,7 @@ __all__ = [
     "TransformerConfig",
     "admit",
     "conclusions",
+    "control_table",
     "exponent_choices",
     "fit_all",
     "fit_law",
@@ -42,6 +44,8 @@ __all__ = [
     "gates_table",
     "grid_runs",
     "grid_seconds",
+    "isoflop_paths",
+    "isoflop_table",
     "leak_table",
     "leave_largest_out",
     "misaligned_targets",
@@ -51,4 +55,5 @@ __all__ = [
     "resolvent_diagonal",
     "results",
     "run_grid",
+    "start_table",
 ]

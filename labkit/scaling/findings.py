@@ -11,6 +11,7 @@ import torch
 
 from labkit.scaling.counts import parameter_counts
 from labkit.scaling.grid import LEAK, Grid, needed
+from labkit.scaling.isoflop_results import isoflop_conclusions, isoflop_paths
 from labkit.scaling.law import Law, TooFewRuns, fit_law
 from labkit.scaling.leak import Leak, measure_leak
 from labkit.scaling.multiverse import (
@@ -170,7 +171,7 @@ def conclusions(grid: Grid, fits: dict[str, Fit], refused: dict[str, str]) -> li
             f"{mixer}: the best of {len(own)} models reaches {best:.2f} bits per byte, {'; '.join([got, *missed])}. "
             f"{int(own['admitted'].sum())} are admitted. {_law_sentence(mixer, fits, refused)}"
         )
-    return lines
+    return lines + isoflop_conclusions(grid.isoflop, isoflop_paths(grid.isoflop))
 
 
 def _law_sentence(mixer: str, fits: dict[str, Fit], refused: dict[str, str]) -> str:

@@ -43,6 +43,10 @@ class ResNetBKConfig:
     """Imaginary part of the spectral parameter z; its real part is 0."""
     causal: bool = True
     """Whether position i is kept from later tokens; False is the published mixer, which reads its own targets."""
+    mixing: bool = True
+    """Whether the resolvent is added; without it no token hears of another (a control: its parameters lie idle)."""
+    potential_start: float = 1.0
+    """Factor on the weights of the potential at the start; at 1 a neighbour moves a logit by some 1e-5."""
     potential_clip: float = 3.0
     """The potential is clamped to plus or minus this."""
     balance_coefficient: float = 0.01
@@ -54,7 +58,7 @@ class ResNetBKConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; allowed: 0 <= dropout < 1")
-        for name in ("z_imag", "potential_clip"):
+        for name in ("z_imag", "potential_clip", "potential_start"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: a positive number")
         if not 0.0 <= self.balance_coefficient < math.inf:
@@ -75,6 +79,7 @@ class ResNetBK(nn.Module):
         self.apply(_initialise)
         for block in self.blocks:
             block.mixer.scale_residual_outputs(1 / math.sqrt(2 * config.n_layers))
+            block.mixer.scale_potential(config.potential_start)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return next-token logits.
@@ -137,7 +142,7 @@ class ResolventMixer(nn.Module):
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__()
         self.z = complex(0.0, config.z_imag)
-        self.causal = config.causal
+        self.causal, self.mixing = config.causal, config.mixing
         self.clip = config.potential_clip
         self.experts = MixtureOfExperts(config)
         self.to_potential = nn.Linear(config.d_model, 1)
@@ -147,6 +152,8 @@ class ResolventMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, d] to [B, T, d]."""
         features = self.experts(x)
+        if not self.mixing:
+            return features
         # One number a token is too thin a product for 16 bits to pay, and the recursion needs 32 of them.
         with torch.autocast(x.device.type, enabled=False):
             features = features.to(self.to_potential.weight.dtype)
@@ -154,6 +161,11 @@ class ResolventMixer(nn.Module):
             wide = torch.promote_types(potential.dtype, torch.float32)
             resolvent = torch.view_as_real(resolvent_diagonal(potential.to(wide), self.z, self.causal))
             return features + self.scale * self.from_resolvent(resolvent.to(potential.dtype))
+
+    def scale_potential(self, factor: float) -> None:
+        """Spread the potential wider, so that tokens hear of one another from the first step on."""
+        with torch.no_grad():
+            self.to_potential.weight.mul_(factor)
 
     def scale_residual_outputs(self, factor: float) -> None:
         """Shrink what each expert adds to the residual stream, so that depth does not grow it (Radford et al. 2019)."""

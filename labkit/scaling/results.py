@@ -11,10 +11,14 @@ from labkit.params import scale, stated_scope
 from labkit.scaling import cost
 from labkit.scaling.findings import PUBLISHED_GRID, Fit, grid_runs, leak_table, published_parameters
 from labkit.scaling.grid import Grid
+from labkit.scaling.isoflop_results import isoflop_numbers, isoflop_paths, isoflop_void
 from labkit.scaling.train import Cell
 from labkit.schema import Scale
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow.measured import number
+
+_LAW_KEYS = ("exponent", "ppl_ratio_10x", "ppl_ratio_100x")
+"""Numbers that the comparison at equal FLOPs gives where it ran."""
 
 
 def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[str, Any]]:
@@ -39,7 +43,11 @@ def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[
         out |= _fit_results(mixer, fit, len(grid.params.seeds))
     if len(fits) == 2:
         out["exponent_difference"] = _difference(fits, len(grid.params.seeds))
-    return out
+    paths = isoflop_paths(grid.isoflop)
+    # Where sizes were compared at equal FLOPs their exponents stand, or nothing does: the grid has other tokens per
+    # parameter at each size.
+    kept = {key: value for key, value in out.items() if key not in isoflop_void(paths)}
+    return kept | isoflop_numbers(grid.isoflop, paths)
 
 
 def _later_token_reach(params: ScalingGrid) -> float:
@@ -74,9 +82,9 @@ def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[s
         grid: the finished grid.
         refused: why a mixer has no law, of `fit_all`; its exponent is then out of reach of this run.
     """
-    params = grid.params
+    params, void = grid.params, isoflop_void(isoflop_paths(grid.isoflop))
     if scale(params) is Scale.STATED:
-        return {}
+        return void
     full = params.model_copy(update=stated_scope(params.report_id()))
     tokens = cost.n_train_tokens(full)
     rate = measured_flops_per_second(grid)
@@ -98,7 +106,9 @@ def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[s
         for name in ("exponent", "r2", "coefficient", "ppl_ratio_10x", "ppl_ratio_100x"):
             out[f"{name}/{mixer}"] = {"why": f"no law could be fitted: {reason}", "seconds": sum(own), "gib": None}
         out["exponent_difference"] = out[f"exponent/{mixer}"]
-    return out
+    if grid.isoflop is not None:
+        out = {key: needs for key, needs in out.items() if not key.startswith(_LAW_KEYS)}
+    return out | void
 
 
 def measured_flops_per_second(grid: Grid) -> float:
