@@ -3,6 +3,7 @@
 from labkit.scaling.admission import Admission, Gate, admit
 from labkit.scaling.findings import (
     conclusions,
+    early_stopped_slopes,
     exponent_choices,
     fit_all,
     fit_table,
@@ -12,6 +13,7 @@ from labkit.scaling.findings import (
     leak_table,
     misaligned_targets,
     published_parameters,
+    scored_table,
 )
 from labkit.scaling.grid import Grid, run_grid
 from labkit.scaling.isoflop_results import control_table, isoflop_paths, isoflop_table, start_table
@@ -35,6 +37,7 @@ __all__ = [
     "admit",
     "conclusions",
     "control_table",
+    "early_stopped_slopes",
     "exponent_choices",
     "fit_all",
     "fit_law",
@@ -55,5 +58,6 @@ __all__ = [
     "resolvent_diagonal",
     "results",
     "run_grid",
+    "scored_table",
     "start_table",
 ]

@@ -147,6 +147,41 @@ def floors_table(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scored_table(grid: Grid) -> pd.DataFrame:
+    """List the early-stopped and the final loss of each model of the grid that was scored while it trained.
+
+    Returns:
+        mixer, d_model, n_layers, seed, steps of the lowest loss and of all, bits per byte at both, the rise between.
+    """
+    rows = []
+    for cell, result in grid.results.items():
+        if grid.best_rate.get((cell.mixer, cell.d_model)) == cell.learning_rate and "scorings" in result:
+            scored = result["scorings"]
+            bits = [grid.data.score(np.asarray(one["block_nats"])).bits_per_byte for one in scored]
+            best = int(np.argmin(bits))
+            row = {name: getattr(cell, name) for name in ("mixer", "d_model", "n_layers", "seed")}
+            row |= {"lowest at step": scored[best]["step"], "of": scored[-1]["step"], "lowest": bits[best]}
+            rows.append(row | {"final": bits[-1], "rise": bits[-1] - bits[best]})
+    columns = ["mixer", "d_model", "n_layers", "seed", "lowest at step", "of", "lowest", "final", "rise"]
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+
+def early_stopped_slopes(grid: Grid) -> pd.DataFrame:
+    """Fit bits per byte = a N^b to the early-stopped losses of each mixer, with Student's 95 % interval over the sizes.
+
+    Of a floor and a term in tokens it says nothing: all sizes saw the same tokens, so that E, B and beta are one sum.
+    """
+    table = scored_table(grid)
+    sizes = {(c.mixer, c.d_model, c.n_layers): result["n_total"] for c, result in grid.results.items()}
+    rows = []
+    for mixer, own in table.groupby("mixer"):
+        n = [sizes[row.mixer, row.d_model, row.n_layers] for row in own.itertuples()]
+        if len(set(n)) >= 3:
+            power = fit_perplexity_power(n, own["lowest"])
+            rows.append({"mixer": mixer, "exponent": power.b, "low": power.b_ci[0], "high": power.b_ci[1]})
+    return pd.DataFrame(rows, columns=["mixer", "exponent", "low", "high"])
+
+
 def _score_row(name: str, score: Any) -> dict[str, Any]:
     return {
         "predictor": name,

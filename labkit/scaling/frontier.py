@@ -123,13 +123,14 @@ def difference(one: Interval, other: Interval) -> Interval:
 
 
 def offsets(one: Path, other: Path) -> pd.DataFrame:
-    """Compare the best losses of two mixers at equal FLOPs, seed by seed.
+    """Compare the best losses of two mixers at equal FLOPs, seed by seed, where both lie inside the sizes tried.
 
     Returns:
         a row per budget: budget, difference (bits per byte, first minus second), low, high (NaN for one seed), seeds.
     """
     keys = ["seed", "budget"]
-    both = one.points.merge(other.points, on=keys, suffixes=("", "_other"))
+    inside = [path.points[path.points["inside"]] for path in (one, other)]
+    both = inside[0].merge(inside[1], on=keys, suffixes=("", "_other"))
     both = both.assign(difference=both["bits_per_byte"] - both["bits_per_byte_other"])
     rows = []
     for budget, part in both.groupby("budget"):

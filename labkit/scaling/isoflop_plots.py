@@ -47,6 +47,7 @@ def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> D
             drawn += _draw_budget(axes, part, looks[f"{budget:.0e} FLOP"])
         drawn.append(_draw_best(axes, path, mixer))
         _name_axes(axes)
+    fig.suptitle("Loss against size at equal training FLOPs")
     panels[0].set_ylabel("validation loss (bits per byte)")
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     fig.legend(handles=[*handles, Line2D([], [], label="best size", **_RING)], loc="outside upper center", ncols=3)
