@@ -162,7 +162,8 @@ def _choose_start(study: IsoFlop, pool: Executor | None) -> None:
         return
     budget = min(own.isoflop_budgets)
     size = middle(sizes(own, budget, "resnet-bk", study.data.train_tokens))
-    swept = _sweep(study, {start: (size, start) for start in own.potential_starts}, "start", pool)
+    asked = {start: (size, start) for start in study.params.potential_starts}
+    swept = _sweep(study, asked, "start", pool)
     study.start_losses = {start: min(losses.values()) for start, losses in swept.items() if best_rate(losses)}
     if study.start_losses:
         study.start = min(study.start_losses, key=study.start_losses.__getitem__)
