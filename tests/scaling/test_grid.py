@@ -46,6 +46,7 @@ TINY = {
     "dropout": 0.1,
     "kneser_ney_order": 2,
     "bootstrap": 100,
+    "isoflop_budgets": [],
     "learning_rates": [1e-4, 1e-2, 1.0],  # far enough apart for the middle one to be the best
 }
 N_CELLS = 8  # two mixers, three rates at depth 1 and the best of them at depth 2
