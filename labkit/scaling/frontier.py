@@ -123,21 +123,26 @@ def difference(one: Interval, other: Interval) -> Interval:
 
 
 def offsets(one: Path, other: Path) -> pd.DataFrame:
-    """Compare the best losses of two mixers at equal FLOPs, seed by seed, where both lie inside the sizes tried.
+    """Compare the best losses of two mixers at equal FLOPs, seed by seed.
+
+    Where a best size is not inside those tried, the lowest loss that was seen stands for it.
 
     Returns:
-        a row per budget: budget, difference (bits per byte, first minus second), low, high (NaN for one seed), seeds.
+        a row per budget: budget, difference (bits per byte, first minus second), low, high (NaN for one seed), seeds,
+        inside (whether all best sizes are).
     """
-    keys = ["seed", "budget"]
-    inside = [path.points[path.points["inside"]] for path in (one, other)]
-    both = inside[0].merge(inside[1], on=keys, suffixes=("", "_other"))
-    both = both.assign(difference=both["bits_per_byte"] - both["bits_per_byte_other"])
+    columns = ["budget", "difference", "low", "high", "seeds", "inside"]
+    if one.points.empty or other.points.empty:
+        return pd.DataFrame(columns=columns)
+    both = one.points.merge(other.points, on=["seed", "budget"], suffixes=("", "_other"))
+    both = both.assign(difference=both["bits_per_byte"] - both["bits_per_byte_other"]).dropna(subset="difference")
     rows = []
     for budget, part in both.groupby("budget"):
         found = mean_ci(part["difference"]) if len(part) > 1 else None
         ends = {"low": found.low, "high": found.high} if found else {"low": np.nan, "high": np.nan}
-        rows.append({"budget": budget, "difference": part["difference"].mean(), **ends, "seeds": len(part)})
-    return pd.DataFrame(rows, columns=["budget", "difference", "low", "high", "seeds"])
+        about = {"seeds": len(part), "inside": bool((part["inside"] & part["inside_other"]).all())}
+        rows.append({"budget": budget, "difference": part["difference"].mean(), **ends, **about})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _missed(log_n: Array, log_bits: Array) -> list[str]:

@@ -50,7 +50,11 @@ def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> D
     fig.suptitle("Loss against size at equal training FLOPs")
     panels[0].set_ylabel("validation loss (bits per byte)")
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    fig.legend(handles=[*handles, Line2D([], [], label="best size", **_RING)], loc="outside upper center", ncols=3)
+    handles += [Line2D([], [], label="best size", **_RING)]
+    if not sizes["admitted"].astype(bool).all():
+        handles += [Line2D([], [], marker="o", color="#808080", markerfacecolor="none", linestyle="none")]
+        handles[-1].set_label("hollow: not admitted")
+    fig.legend(handles=handles, loc="outside upper center", ncols=3)
     table = pd.concat([part for part in drawn if len(part)], ignore_index=True) if any(map(len, drawn)) else _nothing()
     return fig, table.reindex(columns=_COLUMNS)
 

@@ -15,6 +15,7 @@ from labkit.stats import Interval, mean_ci
 from labkit.workflow.measured import number
 
 BK, TF = "resnet-bk", "transformer"
+EDGE = "a best size lies at the edge of those tried, and the lowest loss seen stands for it"
 NOTE = "along the compute-optimal path of models trained at equal FLOPs"
 
 
@@ -114,13 +115,12 @@ def _exponents(mixer: str, b: Interval, alpha: Interval, n_seeds: int) -> dict[s
 
 
 def _offsets(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    if paths[BK].points.empty or paths[TF].points.empty:
-        return {}
     out = {}
     for row in offsets(paths[BK], paths[TF]).itertuples(index=False):
         ends = [row.low, row.high] if np.isfinite(row.low) else None
-        if np.isfinite(row.difference):
-            out[f"offset/{row.budget:.0e}"] = number(row.difference, "bits per byte", ends, n_seeds=row.seeds)
+        note = "" if row.inside else EDGE
+        about = {"n_seeds": row.seeds, "note": note}
+        out[f"offset/{row.budget:.0e}"] = number(row.difference, "bits per byte", ends, **about)
     return out
 
 
@@ -160,7 +160,7 @@ def isoflop_conclusions(study: IsoFlop | None, paths: Mapping[str, Path]) -> lis
     offset = {key: value for key, value in numbers.items() if key.startswith("offset/")}
     lines += [
         f"At {key.removeprefix('offset/')} training FLOPs the best ResNet-BK is {value['value']:+.3f} bits per byte "
-        f"from the best Transformer{_ends(value)}."
+        f"from the best Transformer{_ends(value)}{'; ' * bool(value['note'])}{value['note']}."
         for key, value in offset.items()
     ]
     return lines

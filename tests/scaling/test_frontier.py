@@ -107,7 +107,7 @@ def test_a_best_size_at_the_edge_is_void() -> None:
     found = path_of(with_losses(rows, 3 - 0.1 * np.log(rows["n"]), np.random.default_rng(0), scatter=0.0))
     assert "lies at the edge of those tried in 12 of 12 parabolas" in found.void[0]
     assert found.b is None
-    assert offsets(found, found).empty
+    assert not offsets(found, found)["inside"].any()
 
 
 def test_a_model_that_is_not_admitted_makes_the_path_void() -> None:
@@ -132,3 +132,4 @@ def test_offsets_are_taken_seed_by_seed() -> None:
     assert found["difference"].to_numpy() == pytest.approx(0.06)
     assert (found["low"] < 0.06).all()
     assert list(found["seeds"]) == [3] * 4
+    assert found["inside"].all()
