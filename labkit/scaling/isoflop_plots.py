@@ -47,14 +47,14 @@ def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> D
             drawn += _draw_budget(axes, part, looks[f"{budget:.0e} FLOP"])
         drawn.append(_draw_best(axes, path, mixer))
         _name_axes(axes)
-    fig.suptitle("Loss against size at equal training FLOPs")
     panels[0].set_ylabel("validation loss (bits per byte)")
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     handles += [Line2D([], [], label="best size", **_RING)]
     if not sizes["admitted"].astype(bool).all():
         handles += [Line2D([], [], marker="o", color="#808080", markerfacecolor="none", linestyle="none")]
         handles[-1].set_label("hollow: not admitted")
-    fig.legend(handles=handles, loc="outside upper center", ncols=3)
+    title = {"title": "Loss against size at equal training FLOPs", "title_fontproperties": {"size": 11}}
+    fig.legend(handles=handles, loc="outside upper center", ncols=3, **title)
     table = pd.concat([part for part in drawn if len(part)], ignore_index=True) if any(map(len, drawn)) else _nothing()
     return fig, table.reindex(columns=_COLUMNS)
 

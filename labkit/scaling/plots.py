@@ -51,6 +51,8 @@ _REFUSED = {"color": "#808080", "markerfacecolor": "none", "linestyle": "none"}
 _RING = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "color": "#222222", "linestyle": "none"}
 _GREY = "#555555"
 _BAND = "#e6e6e6"
+_LEGEND_CHARS = 70
+"""Characters of three entries that fit beside one another."""
 _CONVENTIONS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_active": "used per token"}
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -100,7 +102,7 @@ def perplexity_vs_size(
         [*handles, Line2D([], [], color=_GREY, linewidth=0.7, label="mean of one width")],
         runs,
         y,
-        "Quality against size",
+        f"{_titled(y)} against size",
     )
     return fig, pd.concat(drawn, ignore_index=True)
 
@@ -195,8 +197,7 @@ def exponent_panel(multiverse: pd.DataFrame, *, of: Literal["loss", "perplexity"
         handles.append(Line2D([], [], **hollow, label="with a remark (see the table)"))
     if of == "perplexity":
         handles.append(Line2D([], [], color=_BAND, linewidth=8, label="expected by the report"))
-    fig.suptitle("The exponent under each defensible choice")
-    _legend(fig, handles)
+    _legend(fig, handles, "The exponent under each defensible choice")
     return fig, multiverse.reset_index(drop=True)
 
 
@@ -229,8 +230,8 @@ def causality_panel(leak: pd.DataFrame) -> Drawing:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("position relative to the changed token")
     axes.set_ylabel("largest change of a logit")
-    fig.suptitle("How far a later token reaches back")
-    _legend(fig, [Line2D([], [], label=mixer, **look) for mixer, look in looks.items()])
+    handles = [Line2D([], [], label=mixer, **look) for mixer, look in looks.items()]
+    _legend(fig, handles, "How far a later token reaches back")
     return fig, leak.reset_index(drop=True)
 
 
@@ -415,19 +416,21 @@ def _set_ticks(axis: Axis, limits: tuple[float, float]) -> None:
 
 def _finish(fig: Figure, handles: list[Line2D], runs: pd.DataFrame, y: str, title: str) -> None:
     """Print title and legend, with what hollow points are, and a note on means and on runs that have no point."""
-    fig.suptitle(title)
     drawn = np.isfinite(runs[y])
     if (drawn & ~runs["admitted"].astype(bool)).any():
         handles = [*handles, Line2D([], [], marker="o", **_REFUSED, label="not admitted")]
-    _legend(fig, handles)
+    _legend(fig, handles, title)
     notes = ["points: single seeds, lines: their means"] if runs["seed"].nunique() > 1 else []
     notes += [] if drawn.all() else [f"{(~drawn).sum()} of {len(runs)} runs failed and have no point"]
     if notes:
         fig.supxlabel("; ".join(notes), fontsize=8, color=_GREY, x=0.99, ha="right")
 
 
-def _legend(fig: Figure, handles: list[Line2D]) -> None:
-    fig.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+def _legend(fig: Figure, handles: list[Line2D], title: str) -> None:
+    """Put the title above the legend, as one block: the layout keeps no room between the two of its own."""
+    wide = sum(len(handle.get_label()) for handle in handles[:3]) > _LEGEND_CHARS
+    look = {"loc": "outside upper center", "title": title, "title_fontproperties": {"size": 11}}
+    fig.legend(handles=handles, ncols=min(len(handles), 2 if wide else 3), **look)
 
 
 def _short(value: float) -> str:
