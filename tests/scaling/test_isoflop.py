@@ -26,7 +26,7 @@ from labkit.workflow.cells import Cells
 from labkit.workflow.store import Store
 
 TINY = {"isoflop_budgets": [5e8], "isoflop_widths": [32], "isoflop_vocab_size": 512, "isoflop_epochs": 0.005}
-TINY |= {"context": 64, "kneser_ney_order": 2, "potential_starts": [1.0, 10.0], "isoflop_sizes": 2}
+TINY |= {"context": 64, "kneser_ney_order": 2, "potential_starts": [1.0, 10.0], "isoflop_sizes": 1}
 
 
 class Here(Executor):
