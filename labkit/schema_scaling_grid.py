@@ -32,6 +32,24 @@ class ScalingGrid(Params):
     """Seeds of every grid cell: initialisation and data order."""
     learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
     """Rates tried per width and mixer at the smallest depth; the list is extended until the best one lies inside it."""
+    scorings: Annotated[PositiveInt, Layer.SCOPE]
+    """Times each model of the grid is scored while it trains; as many as epochs puts each epoch's loss on record."""
+    isoflop_budgets: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Training FLOPs at which models of several sizes are compared; empty leaves the comparison out."""
+    isoflop_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
+    """Tokens of its BPE."""
+    isoflop_widths: Annotated[list[PositiveInt], Layer.SCOPE]
+    """Widths its models are made of, with as many layers as a size needs."""
+    isoflop_sizes: Annotated[PositiveInt, Layer.SCOPE]
+    """Sizes at each budget, from the one trained for `isoflop_epochs` to eight times that."""
+    isoflop_epochs: Annotated[PositiveFloat, Layer.SCOPE]
+    """Passes over the text of the smallest model of a budget; a larger model makes fewer."""
+    isoflop_seeds: Annotated[list[int], Layer.SCOPE]
+    """Seeds of each of its cells; all budgets of one seed come before the next seed."""
+    isoflop_learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Rates tried per mixer and width; a parabola through the best three gives the one used."""
+    potential_starts: Annotated[list[PositiveFloat], Layer.SCOPE]
+    """Factors on the published start of ResNet-BK's potential; the best at the smallest budget is used."""
     mixers: Annotated[list[Literal["resnet-bk", "transformer"]], Layer.SCIENCE]
     """Architectures trained on the same grid."""
     context: Annotated[PositiveInt, Layer.SCIENCE]
@@ -58,4 +76,7 @@ class ScalingGrid(Params):
     @model_validator(mode="after")
     def _no_empty_or_repeated_axis(self) -> Self:
         check_lists(self, "d_model", "n_layers", "seeds", "learning_rates", "mixers")
+        if self.isoflop_budgets:
+            names = ("budgets", "widths", "seeds", "learning_rates")
+            check_lists(self, *(f"isoflop_{name}" for name in names), "potential_starts")
         return self

@@ -14,10 +14,11 @@ import torch
 
 from labkit import device
 from labkit.cost import Cost
+from labkit.scaling import isoflop
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.grid import planned_cells
 from labkit.scaling.optim import adamw
-from labkit.scaling.train import Cell, build, n_steps, train_step
+from labkit.scaling.train import Cell, build, steps_of, train_step
 from labkit.schema_scaling_grid import ScalingGrid
 
 TRAIN_BYTES = {"wikitext-2": 10_900_000, "wiki-sample": 2_410_000}
@@ -32,8 +33,8 @@ def plan_grid(params: ScalingGrid) -> Cost:
     Args:
         params: the resolved parameters, of this machine or another.
     """
-    cells = planned_cells(params)
-    tokens = n_train_tokens(params)
+    cells, tokens = planned_cells(params), n_train_tokens(params)
+    cells += isoflop.planned(params, n_train_tokens(isoflop.at_equal_flops(params)))
     rate, basis = training_rate(params)
     largest = max(cells, key=lambda cell: parameter_counts(cell.config()).total)
     return Cost(
@@ -55,12 +56,12 @@ def n_train_tokens(params: ScalingGrid) -> int:
 
 def cell_tokens(cell: Cell, train_tokens: int) -> int:
     """Return the tokens a cell sees."""
-    return n_steps(train_tokens, cell.epochs, cell.batch_size, cell.context) * cell.batch_size * cell.context
+    return steps_of(cell, train_tokens) * cell.batch_size * cell.context
 
 
 def cell_flops(cell: Cell, train_tokens: int) -> float:
     """Return a cell's training FLOPs."""
-    steps = n_steps(train_tokens, cell.epochs, cell.batch_size, cell.context)
+    steps = steps_of(cell, train_tokens)
     return steps * training_flops(cell.config(), cell.batch_size, cell.context)
 
 

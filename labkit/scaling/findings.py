@@ -1,4 +1,4 @@
-"""What a finished grid says: the tables and numbers that the notebook shows and the ledger judges."""
+"""What a finished grid says: the tables that the notebook shows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from labkit.scaling.counts import parameter_counts
 from labkit.scaling.grid import LEAK, Grid, needed
+from labkit.scaling.isoflop_results import isoflop_conclusions, isoflop_paths
 from labkit.scaling.law import Law, TooFewRuns, fit_law
 from labkit.scaling.leak import Leak, measure_leak
 from labkit.scaling.multiverse import (
@@ -25,7 +26,6 @@ from labkit.scaling.multiverse import (
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow.cells import Cells
-from labkit.workflow.measured import number
 
 PUBLISHED_VOCABULARY = 30_000
 """Vocabulary of the report's code at revision 600c44a."""
@@ -147,6 +147,41 @@ def floors_table(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scored_table(grid: Grid) -> pd.DataFrame:
+    """List the early-stopped and the final loss of each model of the grid that was scored while it trained.
+
+    Returns:
+        mixer, d_model, n_layers, seed, steps of the lowest loss and of all, bits per byte at both, the rise between.
+    """
+    rows = []
+    for cell, result in grid.results.items():
+        if grid.best_rate.get((cell.mixer, cell.d_model)) == cell.learning_rate and "scorings" in result:
+            scored = result["scorings"]
+            bits = [grid.data.score(np.asarray(one["block_nats"])).bits_per_byte for one in scored]
+            best = int(np.argmin(bits))
+            row = {name: getattr(cell, name) for name in ("mixer", "d_model", "n_layers", "seed")}
+            row |= {"lowest at step": scored[best]["step"], "of": scored[-1]["step"], "lowest": bits[best]}
+            rows.append(row | {"final": bits[-1], "rise": bits[-1] - bits[best]})
+    columns = ["mixer", "d_model", "n_layers", "seed", "lowest at step", "of", "lowest", "final", "rise"]
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+
+def early_stopped_slopes(grid: Grid) -> pd.DataFrame:
+    """Fit bits per byte = a N^b to the early-stopped losses of each mixer, with Student's 95 % interval over the sizes.
+
+    Of a floor and a term in tokens it says nothing: all sizes saw the same tokens, so that E, B and beta are one sum.
+    """
+    table = scored_table(grid)
+    sizes = {(c.mixer, c.d_model, c.n_layers): result["n_total"] for c, result in grid.results.items()}
+    rows = []
+    for mixer, own in table.groupby("mixer"):
+        n = [sizes[row.mixer, row.d_model, row.n_layers] for row in own.itertuples()]
+        if len(set(n)) >= 3:
+            power = fit_perplexity_power(n, own["lowest"])
+            rows.append({"mixer": mixer, "exponent": power.b, "low": power.b_ci[0], "high": power.b_ci[1]})
+    return pd.DataFrame(rows, columns=["mixer", "exponent", "low", "high"])
+
+
 def _score_row(name: str, score: Any) -> dict[str, Any]:
     return {
         "predictor": name,
@@ -171,7 +206,7 @@ def conclusions(grid: Grid, fits: dict[str, Fit], refused: dict[str, str]) -> li
             f"{mixer}: the best of {len(own)} models reaches {best:.2f} bits per byte, {'; '.join([got, *missed])}. "
             f"{int(own['admitted'].sum())} are admitted. {_law_sentence(mixer, fits, refused)}"
         )
-    return lines
+    return lines + isoflop_conclusions(grid.isoflop, isoflop_paths(grid.isoflop))
 
 
 def _law_sentence(mixer: str, fits: dict[str, Fit], refused: dict[str, str]) -> str:
@@ -249,58 +284,3 @@ def published_parameters() -> pd.DataFrame:
 def _share(counts: Any) -> dict[str, float]:
     share = (counts.embedding + counts.head) / counts.total
     return {"embedding and head": share, "non_embedding": counts.non_embedding}
-
-
-def results(grid: Grid, fits: dict[str, Fit], seconds: float) -> dict[str, dict[str, Any]]:
-    """Collect every number the ledger may ask for, with unit, interval and number of seeds.
-
-    Args:
-        grid: the finished grid.
-        fits: of `fit_all`.
-        seconds: wall time of the grid's cells, all workers together divided by their number.
-    """
-    out = {f"parameters/{row.cell}": number(row.counted, "parameters") for row in published_parameters().itertuples()}
-    runs = grid_runs(grid.runs())
-    out["n_configurations"] = number(len(runs.groupby(["d_model", "n_layers"])), "", exact=True)
-    out["later_token_reach/published"] = number(_later_token_reach(grid.params), "")
-    out["hours/grid"] = number(seconds / 3600, "hours")
-    for (mixer, d, layers), part in runs[runs["admitted"]].groupby(["mixer", "d_model", "n_layers"]):
-        ppl = part["word_perplexity"]
-        out[f"word_perplexity/{mixer}/d{d}_l{layers}"] = number(ppl.mean(), "perplexity", n_seeds=len(part))
-        if mixer == "resnet-bk":
-            out[f"peak_gib/d{d}_l{layers}"] = number(part["peak_gib"].max(), "GiB", n_seeds=len(part))
-    for mixer, fit in fits.items():
-        out |= _fit_results(mixer, fit, len(grid.params.seeds))
-    if len(fits) == 2:
-        out["exponent_difference"] = _difference(fits, len(grid.params.seeds))
-    return out
-
-
-def _later_token_reach(params: ScalingGrid) -> float:
-    """Return the largest change of a logit in the published mixer when only later tokens are replaced."""
-    moved = leak_table(params, n_positions=params.context)
-    return float(moved.loc[moved["mixer"] == "published", "change"].max())
-
-
-def _fit_results(mixer: str, fit: Fit, n_seeds: int) -> dict[str, dict[str, Any]]:
-    power, (low, high) = fit.power, fit.power.b_ci
-    return {
-        f"exponent/{mixer}": number(power.b, "", [low, high], n_seeds=n_seeds),
-        f"coefficient/{mixer}": number(power.a, "perplexity", n_seeds=n_seeds),
-        f"r2/{mixer}": number(power.r2, "", n_seeds=n_seeds),
-        f"ppl_ratio_10x/{mixer}": number(10**-power.b, "", [10**-high, 10**-low], n_seeds=n_seeds),
-        f"ppl_ratio_100x/{mixer}": number(100**-power.b, "", [100**-high, 100**-low], n_seeds=n_seeds),
-    }
-
-
-def _difference(fits: dict[str, Fit], n_seeds: int) -> dict[str, Any]:
-    """Difference of the two exponents with the interval of Zou and Donner (2008), from the two separate intervals."""
-    bk, tf = fits["resnet-bk"].power, fits["transformer"].power
-    low = bk.b - tf.b - np.hypot(bk.b - bk.b_ci[0], tf.b_ci[1] - tf.b)
-    high = bk.b - tf.b + np.hypot(bk.b_ci[1] - bk.b, tf.b - tf.b_ci[0])
-    return number(bk.b - tf.b, "", [float(low), float(high)], n_seeds=n_seeds)
-
-
-def grid_seconds(grid: Grid) -> float:
-    """Return the training time of all cells divided over the workers, whether they were computed now or loaded."""
-    return sum(result["seconds"] for result in grid.results.values()) / grid.params.workers

@@ -44,11 +44,16 @@ class Untrained:
     """Dropout inside the blocks."""
     threads: int
     """CPU threads."""
+    potential_start: float = 1.0
+    """Factor on the weights of ResNet-BK's potential at the start."""
 
     @classmethod
-    def of(cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int) -> Untrained:
+    def of(
+        cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, potential_start: float = 1.0
+    ) -> Untrained:
         """Take the shared values from a grid's parameters."""
         own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": params.seeds[0]}
+        own["potential_start"] = potential_start
         shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
         return cls(**own, **shared)
 
@@ -58,7 +63,13 @@ class Untrained:
         return f"gates of {self.mixer} d{self.d_model} l{self.n_layers}"
 
 
-@cell("scaling.gates", version=1, data=lambda spec: data.corpus(spec.corpus), packages=("tokenizers",))
+@cell(
+    "scaling.gates",
+    version=1,
+    data=lambda spec: data.corpus(spec.corpus),
+    packages=("tokenizers",),
+    later=("potential_start",),
+)
 @in_turn
 def gates_of(spec: Untrained) -> dict[str, Any]:
     """Admit an untrained model; return its gates as plain JSON."""

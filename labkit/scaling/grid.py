@@ -26,6 +26,7 @@ from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.counts import training_flops
 from labkit.scaling.data import GridData
 from labkit.scaling.gates import Untrained, gates_of
+from labkit.scaling.isoflop_study import IsoFlop, run_isoflop
 from labkit.scaling.leak import Leak, measure_leak
 from labkit.scaling.train import Cell, n_steps, train_cell
 from labkit.schema_scaling_grid import ScalingGrid
@@ -70,6 +71,8 @@ class Grid:
     """Whether that rate lies inside the rates tried."""
     cells: Cells | None = None
     """Everything that the grid stands on, found or run."""
+    isoflop: IsoFlop | None = None
+    """The comparison at equal FLOPs; None where the profile leaves it out."""
 
     def take(self, cell: Cell, result: dict[str, Any] | None) -> None:
         """Note what came of a cell."""
@@ -161,6 +164,7 @@ def run_grid(params: ScalingGrid, executor: Executor | None = None) -> Grid:
     with nullcontext(executor) if executor or cells.only_recorded else process_pool(params.workers) as pool:
         with of_study(n_models, "gates of the untrained models", *own) as cells.progress:
             _admit_models(grid, pool)
+        grid.isoflop = run_isoflop(params, cells, pool)
         planned = sum(_gflops(grid, cell) for cell in planned_cells(params))
         with of_study(planned, "training the grid", *own) as cells.progress:
             _drive(grid, pool)

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from labkit.figures import style
+from labkit.scaling.multiverse import fit_perplexity_power
 
 LABELS = {
     "n_total": "parameters, embeddings included",
@@ -50,6 +51,8 @@ _REFUSED = {"color": "#808080", "markerfacecolor": "none", "linestyle": "none"}
 _RING = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "color": "#222222", "linestyle": "none"}
 _GREY = "#555555"
 _BAND = "#e6e6e6"
+_LEGEND_CHARS = 70
+"""Characters of three entries that fit beside one another."""
 _CONVENTIONS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_active": "used per token"}
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -94,7 +97,13 @@ def perplexity_vs_size(
     drawn.append(_draw_floors(axes, floors or {}, y))
     _set_log(axes, x, y)
     _name_floors(axes, floors or {})
-    _finish(fig, [*handles, Line2D([], [], color=_GREY, linewidth=0.7, label="mean of one width")], runs, y)
+    _finish(
+        fig,
+        [*handles, Line2D([], [], color=_GREY, linewidth=0.7, label="mean of one width")],
+        runs,
+        y,
+        f"{_titled(y)} against size",
+    )
     return fig, pd.concat(drawn, ignore_index=True)
 
 
@@ -148,7 +157,7 @@ def learning_rate_panel(runs: pd.DataFrame, *, y: str = "loss_nats") -> Drawing:
             drawn += [rows, _ring_best(axes, part, rows[rows["kind"] == "mean"], y)]
         _set_log(axes, "lr", y, ticks=sorted(swept["lr"].unique()))
     handles = [Line2D([], [], label=f"d_model {width}", **look) for width, look in looks.items()]
-    _finish(fig, [*handles, Line2D([], [], **_RING, label="chosen rate")], swept, y)
+    _finish(fig, [*handles, Line2D([], [], **_RING, label="chosen rate")], swept, y, "Learning rate of each width")
     return fig, pd.concat(drawn, ignore_index=True)
 
 
@@ -188,7 +197,7 @@ def exponent_panel(multiverse: pd.DataFrame, *, of: Literal["loss", "perplexity"
         handles.append(Line2D([], [], **hollow, label="with a remark (see the table)"))
     if of == "perplexity":
         handles.append(Line2D([], [], color=_BAND, linewidth=8, label="expected by the report"))
-    _legend(fig, handles)
+    _legend(fig, handles, "The exponent under each defensible choice")
     return fig, multiverse.reset_index(drop=True)
 
 
@@ -221,7 +230,8 @@ def causality_panel(leak: pd.DataFrame) -> Drawing:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("position relative to the changed token")
     axes.set_ylabel("largest change of a logit")
-    _legend(fig, [Line2D([], [], label=mixer, **look) for mixer, look in looks.items()])
+    handles = [Line2D([], [], label=mixer, **look) for mixer, look in looks.items()]
+    _legend(fig, handles, "How far a later token reaches back")
     return fig, leak.reset_index(drop=True)
 
 
@@ -269,6 +279,11 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Mapping[str
     return pd.concat([runs[columns].assign(kind="run"), means.assign(kind="mean")])
 
 
+def _titled(column: str) -> str:
+    """Return what a column is called in a title: its label without the unit."""
+    return LABELS.get(column, column).split(" (")[0].capitalize()
+
+
 def _ladder(runs: pd.DataFrame, x: str, series: str, y: str) -> Drawing:
     _check(runs, x, y)
     mixers, looks, drawn = list(dict.fromkeys(runs["mixer"])), _styles(runs, series), []
@@ -279,7 +294,8 @@ def _ladder(runs: pd.DataFrame, x: str, series: str, y: str) -> Drawing:
         for value, part in runs[runs["mixer"] == mixer].groupby(series):
             drawn.append(_draw_runs(axes, part, x, y, looks[str(value)]))
         _set_log(axes, x, y, ticks=ticks)
-    _finish(fig, [Line2D([], [], label=f"{series} {name}", **look) for name, look in looks.items()], runs, y)
+    handles = [Line2D([], [], label=f"{series} {name}", **look) for name, look in looks.items()]
+    _finish(fig, handles, runs, y, f"{_titled(y)} against {_titled(x).lower()}")
     return fig, pd.concat(drawn, ignore_index=True)
 
 
@@ -291,8 +307,9 @@ def _curve(runs: pd.DataFrame, x: str, y: str, fit: Curve | None) -> tuple[pd.Da
     sizes = np.geomspace(good[x].min(), good[x].max(), 50)
     if fit is not None:
         return pd.DataFrame({x: sizes, y: fit(sizes)}), ""
-    slope, intercept = np.polyfit(np.log(good[x].to_numpy(float)), np.log(good[y].to_numpy(float)), 1)
-    return pd.DataFrame({x: sizes, y: np.exp(intercept) * sizes**slope}), f" (fit: $N^{{{slope:.2f}}}$)"
+    power = fit_perplexity_power(good[x], good[y])
+    low, high = power.b_ci
+    return pd.DataFrame({x: sizes, y: power.predict(sizes)}), f" ($N^b$, b = {power.b:.2f} [{low:.2f}, {high:.2f}])"
 
 
 def _draw_floors(axes: Axes, floors: Mapping[str, float], y: str) -> pd.DataFrame:
@@ -397,20 +414,23 @@ def _set_ticks(axis: Axis, limits: tuple[float, float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _finish(fig: Figure, handles: list[Line2D], runs: pd.DataFrame, y: str) -> None:
-    """Add the legend, with what hollow points are, and a note on means and on runs that have no point."""
+def _finish(fig: Figure, handles: list[Line2D], runs: pd.DataFrame, y: str, title: str) -> None:
+    """Print title and legend, with what hollow points are, and a note on means and on runs that have no point."""
     drawn = np.isfinite(runs[y])
     if (drawn & ~runs["admitted"].astype(bool)).any():
         handles = [*handles, Line2D([], [], marker="o", **_REFUSED, label="not admitted")]
-    _legend(fig, handles)
+    _legend(fig, handles, title)
     notes = ["points: single seeds, lines: their means"] if runs["seed"].nunique() > 1 else []
     notes += [] if drawn.all() else [f"{(~drawn).sum()} of {len(runs)} runs failed and have no point"]
     if notes:
         fig.supxlabel("; ".join(notes), fontsize=8, color=_GREY, x=0.99, ha="right")
 
 
-def _legend(fig: Figure, handles: list[Line2D]) -> None:
-    fig.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+def _legend(fig: Figure, handles: list[Line2D], title: str) -> None:
+    """Put the title above the legend, as one block: the layout keeps no room between the two of its own."""
+    wide = sum(len(handle.get_label()) for handle in handles[:3]) > _LEGEND_CHARS
+    look = {"loc": "outside upper center", "title": title, "title_fontproperties": {"size": 11}}
+    fig.legend(handles=handles, ncols=min(len(handles), 2 if wide else 3), **look)
 
 
 def _short(value: float) -> str:

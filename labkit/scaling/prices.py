@@ -13,11 +13,14 @@ from labkit.cost import side_by_side
 from labkit.params import scale, stated_scope
 from labkit.scaling import cost
 from labkit.scaling.grid import Grid, planned_cells
+from labkit.scaling.isoflop_results import isoflop_paths, isoflop_void
 from labkit.scaling.train import Cell
 from labkit.schema import Scale
 from labkit.schema_scaling_grid import ScalingGrid
 
 _OF_A_LAW = ("exponent", "r2", "coefficient", "ppl_ratio_10x", "ppl_ratio_100x")
+_AT_EQUAL_FLOPS = ("exponent", "ppl_ratio_10x", "ppl_ratio_100x")
+"""Numbers that the comparison at equal FLOPs gives where it ran."""
 Price = dict[str, Any]
 
 
@@ -28,9 +31,9 @@ def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[s
         grid: the finished grid.
         refused: why a mixer has no law, of `fit_all`; its exponent is then out of reach of this run.
     """
-    params = grid.params
+    params, void = grid.params, isoflop_void(isoflop_paths(grid.isoflop))
     if scale(params) is Scale.STATED:
-        return {}
+        return void
     full = params.model_copy(update=stated_scope(params.report_id()))
     stated = f"{full.corpus}, {full.epochs:g} epochs, V = {full.vocab_size:,}"
     why = f"the report's own scale is {stated}; this profile runs less"
@@ -41,7 +44,9 @@ def out_of_reach(grid: Grid, refused: Mapping[str, str] | None = None) -> dict[s
         own = [cell for cell in planned_cells(full) if cell.mixer == mixer]
         out |= dict.fromkeys((f"{name}/{mixer}" for name in _OF_A_LAW), _price(told, own, seconds, full.workers))
         out["exponent_difference"] = _price(told, planned_cells(full), seconds, full.workers)
-    return out
+    if grid.isoflop is not None:
+        out = {key: needs for key, needs in out.items() if not key.startswith(_AT_EQUAL_FLOPS)}
+    return out | void
 
 
 def _timer(grid: Grid, full: ScalingGrid) -> Callable[[Cell], float]:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.scaling.resolvent import resolvent_diagonal
 
 EXPANSION = 2  # hidden width of an expert, in model widths
+TILE = 64  # rows that a 16-bit product on the CPU is rounded up to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,10 @@ class ResNetBKConfig:
     """Imaginary part of the spectral parameter z; its real part is 0."""
     causal: bool = True
     """Whether position i is kept from later tokens; False is the published mixer, which reads its own targets."""
+    mixing: bool = True
+    """Whether the resolvent is added; without it no token hears of another (a control: its parameters lie idle)."""
+    potential_start: float = 1.0
+    """Factor on the weights of the potential at the start; at 1 a neighbour moves a logit by some 1e-5."""
     potential_clip: float = 3.0
     """The potential is clamped to plus or minus this."""
     balance_coefficient: float = 0.01
@@ -52,7 +58,7 @@ class ResNetBKConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; allowed: 0 <= dropout < 1")
-        for name in ("z_imag", "potential_clip"):
+        for name in ("z_imag", "potential_clip", "potential_start"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: a positive number")
         if not 0.0 <= self.balance_coefficient < math.inf:
@@ -73,6 +79,7 @@ class ResNetBK(nn.Module):
         self.apply(_initialise)
         for block in self.blocks:
             block.mixer.scale_residual_outputs(1 / math.sqrt(2 * config.n_layers))
+            block.mixer.scale_potential(config.potential_start)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return next-token logits.
@@ -135,7 +142,7 @@ class ResolventMixer(nn.Module):
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__()
         self.z = complex(0.0, config.z_imag)
-        self.causal = config.causal
+        self.causal, self.mixing = config.causal, config.mixing
         self.clip = config.potential_clip
         self.experts = MixtureOfExperts(config)
         self.to_potential = nn.Linear(config.d_model, 1)
@@ -145,10 +152,20 @@ class ResolventMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, d] to [B, T, d]."""
         features = self.experts(x)
-        potential = self.to_potential(features).squeeze(-1).clamp(-self.clip, self.clip)
-        wide = torch.promote_types(potential.dtype, torch.float32)  # the recursion is not run in half precision
-        resolvent = torch.view_as_real(resolvent_diagonal(potential.to(wide), self.z, self.causal))
-        return features + self.scale * self.from_resolvent(resolvent.to(potential.dtype))
+        if not self.mixing:
+            return features
+        # One number a token is too thin a product for 16 bits to pay, and the recursion needs 32 of them.
+        with torch.autocast(x.device.type, enabled=False):
+            features = features.to(self.to_potential.weight.dtype)
+            potential = self.to_potential(features).squeeze(-1).clamp(-self.clip, self.clip)
+            wide = torch.promote_types(potential.dtype, torch.float32)
+            resolvent = torch.view_as_real(resolvent_diagonal(potential.to(wide), self.z, self.causal))
+            return features + self.scale * self.from_resolvent(resolvent.to(potential.dtype))
+
+    def scale_potential(self, factor: float) -> None:
+        """Spread the potential wider, so that tokens hear of one another from the first step on."""
+        with torch.no_grad():
+            self.to_potential.weight.mul_(factor)
 
     def scale_residual_outputs(self, factor: float) -> None:
         """Shrink what each expert adds to the residual stream, so that depth does not grow it (Radford et al. 2019)."""
@@ -173,15 +190,21 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, d] to [B, T, d]: tokens are sorted by expert once, and each expert sees one contiguous piece."""
         tokens = x.flatten(0, 1)
-        probabilities = self.router(tokens).softmax(-1)
+        narrow = _narrow_type(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):  # the router is kept wide (Fedus et al. 2021, section 2.4)
+            probabilities = self.router(tokens.to(self.router.weight.dtype)).softmax(-1)
         gate, chosen = probabilities.max(-1)
         counts = chosen.bincount(minlength=len(self.experts))
         self.routing = Routing(probabilities, counts)
-        order = chosen.argsort()
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        pieces = _Permute.apply(tokens, order, inverse).split(counts.tolist())
+        order, sizes = chosen.argsort(), counts.tolist()
+        if narrow is not None and x.device.type == "cpu":
+            order, sizes = _in_whole_tiles(order, sizes)
+        places = torch.arange(len(order), device=order.device)
+        inverse = order.new_empty(len(tokens) + 1).scatter_(0, order, places)[: len(tokens)]
+        pieces = _Permute.apply(tokens if narrow is None else tokens.to(narrow), order, inverse).split(sizes)
         outputs = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
-        return (_Permute.apply(outputs, inverse, order) * gate.unsqueeze(-1)).view_as(x)
+        # Products of a 16-bit and a 32-bit tensor go entry by entry: widen first.
+        return (_Permute.apply(outputs.to(gate.dtype), inverse, order) * gate.unsqueeze(-1)).view_as(x)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last routing out of copies: it belongs to a graph, which cannot be copied."""
@@ -207,18 +230,41 @@ class Routing:
         return len(self.counts) * (self.usage * self.probabilities.mean(0)).sum()
 
 
+def _narrow_type(device: str) -> torch.dtype | None:
+    """Return the type that autocast narrows products to; None where it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _in_whole_tiles(order: Tensor, sizes: list[int]) -> tuple[Tensor, list[int]]:
+    """Round each expert's piece up to whole tiles; an entry n, one past the n tokens, stands for a row of zeros.
+
+    oneDNN writes a kernel for each new number of rows, which takes longer than a small product itself.
+    """
+    whole = [-(-size // TILE) * TILE for size in sizes]
+    padded = order.new_full((sum(whole),), len(order))
+    for piece, place in zip(order.split(sizes), padded.split(whole), strict=True):
+        place[: len(piece)] = piece
+    return padded, whole
+
+
 class _Permute(torch.autograd.Function):
     """Rows in a given order; the gradient is another gather, where index_select would scatter row by row."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        return rows.index_select(0, order)
+        return _gather(rows, order)
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        return upstream.index_select(0, inverse), None, None
+        return _gather(upstream, inverse), None, None
+
+
+def _gather(rows: Tensor, places: Tensor) -> Tensor:
+    """Select rows; where more are asked for than there are, the place after the last one holds zeros."""
+    rows = F.pad(rows, (0, 0, 0, 1)) if len(places) > len(rows) else rows
+    return rows.index_select(0, places)
 
 
 def _initialise(module: nn.Module) -> None:

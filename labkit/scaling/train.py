@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import device
+from labkit import corpora, device
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import block_sums, load_tokens, token_nats
 from labkit.scaling.optim import adamw, next_token_loss
@@ -41,7 +41,7 @@ class Cell:
     """One model of the grid, with everything its result depends on."""
 
     mixer: str
-    """`resnet-bk` or `transformer`."""
+    """`resnet-bk`, `transformer`, or a control: `published` reads later tokens, `no-mixer` no others."""
     d_model: int
     """Width."""
     n_layers: int
@@ -82,11 +82,20 @@ class Cell:
     """Compute type of matrix products."""
     threads: int
     """CPU threads."""
+    steps: int = 0
+    """Optimizer steps; 0 takes as many as `epochs` ask for."""
+    scorings: int = 1
+    """Times it is scored while it trains, evenly spread; the last one is at the end."""
+    potential_start: float = 1.0
+    """Factor on the weights of ResNet-BK's potential at the start."""
 
     @classmethod
-    def of(cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float) -> Cell:
-        """Take the shared values from a grid's parameters."""
+    def of(
+        cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float, **more: Any
+    ) -> Cell:
+        """Take the shared values from a grid's parameters, and what is not at its default from `more`."""
         own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": seed, "learning_rate": learning_rate}
+        own |= {"steps": 0, "scorings": params.scorings, "potential_start": 1.0} | more
         shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
         return cls(**own, **shared)
 
@@ -103,14 +112,17 @@ class Cell:
 def model_config(spec: Any, balance_loss: float = 0.0) -> ModelConfig:
     """Return the shape of the model that a spec describes: a `Cell`, or what has the same fields of that name.
 
-    The mixer `published` is the report's own ResNet-BK, which reads later tokens; no grid trains it.
+    The mixer `published` is the report's own ResNet-BK, which reads later tokens; `no-mixer` reads none but its own.
     """
     names = ("vocab_size", "d_model", "n_layers", "context", "dropout")
     shape = {name: getattr(spec, name) for name in names}
     if spec.mixer == "transformer":
         return TransformerConfig(**shape)
     routing = {"n_experts": spec.n_experts, "balance_coefficient": balance_loss}
-    return ResNetBKConfig(**shape, **routing, causal=spec.mixer != "published")
+    start = {"potential_start": getattr(spec, "potential_start", 1.0)}
+    return ResNetBKConfig(
+        **shape, **routing, **start, causal=spec.mixer != "published", mixing=spec.mixer != "no-mixer"
+    )
 
 
 def build(config: ModelConfig) -> torch.nn.Module:
@@ -121,6 +133,19 @@ def build(config: ModelConfig) -> torch.nn.Module:
 def n_steps(n_train_tokens: int, epochs: float, batch_size: int, context: int) -> int:
     """Return the optimizer steps of a cell: whole batches in `epochs` passes, at least one."""
     return max(1, int(epochs * n_train_tokens // (batch_size * context)))
+
+
+def steps_of(spec: Cell, n_train_tokens: int) -> int:
+    """Return the optimizer steps of a cell on a training split."""
+    return spec.steps or n_steps(n_train_tokens, spec.epochs, spec.batch_size, spec.context)
+
+
+def order_hash(n_train_tokens: int, steps: int, batch_size: int, context: int, seed: int) -> str:
+    """Return the hash of the data order that a cell of this seed must have seen."""
+    order = hashlib.sha256()
+    for starts in batches(np.empty(n_train_tokens, np.uint8), steps, batch_size, context, seed):
+        order.update(starts.tobytes())
+    return order.hexdigest()
 
 
 def batches(stream: np.ndarray, steps: int, batch_size: int, context: int, seed: int) -> Iterator[np.ndarray]:
@@ -168,13 +193,15 @@ def in_turn(work: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, 
     data=lambda spec: data.corpus(spec.corpus),
     packages=("tokenizers",),
     timing=("seconds", "peak_bytes"),
+    later=("steps", "scorings", "potential_start"),
 )
 @in_turn
 def train_cell(spec: Cell) -> dict[str, Any]:
     """Train a cell's model with its completed schedule and score it on the validation split.
 
     Returns:
-        plain JSON: validation nats by block and by position, training curve, counts, seconds, memory, data-order hash.
+        plain JSON: validation nats by block and by position, training curve, counts, seconds, memory, data-order hash;
+        for several scorings also `scorings`: step, loss and nats by block of each.
 
     Raises:
         FloatingPointError: the training or validation loss is not finite; the message names the step.
@@ -183,10 +210,10 @@ def train_cell(spec: Cell) -> dict[str, Any]:
     device.set_determinism(spec.seed, spec.device)
     _, tokens = load_tokens(spec.corpus, spec.vocab_size)
     config = model_config(spec, spec.balance_loss)
-    steps = n_steps(len(tokens.train), spec.epochs, spec.batch_size, spec.context)
+    steps = steps_of(spec, len(tokens.train))
     with device.peak_memory(spec.device) as memory:
         model = build(config).to(spec.device)
-        curve, seconds, order = _fit(model, tokens.train, spec, steps)
+        curve, seconds, order, scored = _fit(model, tokens, spec, steps)
     nats = token_nats(model, tokens.validation, spec.context, device=spec.device)
     if not np.isfinite(nats).all():
         raise FloatingPointError(f"the validation loss is {nats.mean()} after the last step, {steps - 1}")
@@ -210,16 +237,20 @@ def train_cell(spec: Cell) -> dict[str, Any]:
         "seconds": seconds,
         "peak_bytes": memory.bytes,
         "order_sha256": order,
-    }
+    } | ({"scorings": scored} if scored else {})
 
 
-def _fit(model: torch.nn.Module, stream: np.ndarray, spec: Cell, steps: int) -> tuple[list[float], float, str]:
-    """Run the optimizer; return the loss of each step, the seconds and the hash of the data order.
+def _fit(
+    model: torch.nn.Module, tokens: corpora.Tokens, spec: Cell, steps: int
+) -> tuple[list[float], float, str, list[dict[str, Any]]]:
+    """Run the optimizer; return the loss of each step, the seconds, the hash of the data order and earlier scores.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
     optimizer = adamw(model, spec.learning_rate, spec.weight_decay, (0.9, spec.beta2))
+    stream, scored, idle = tokens.train, [], 0.0
+    at = {round(steps * (i + 1) / spec.scorings) for i in range(spec.scorings)} if spec.scorings > 1 else set()
     ids = torch.as_tensor(stream.astype(np.int64), device=spec.device)
     offsets = torch.arange(spec.context + 1, device=spec.device)
     order = hashlib.sha256()
@@ -235,13 +266,22 @@ def _fit(model: torch.nn.Module, stream: np.ndarray, spec: Cell, steps: int) -> 
         # A loss that is not finite never recovers. Looking at every step would have an accelerator wait at each.
         if len(losses) % _LOOK_STEPS == 0 and not torch.isfinite(losses[-1]):
             break
+        if step + 1 in at:
+            paused = time.perf_counter()
+            scored.append({"step": step + 1} | _score(model, tokens.validation, spec))
+            idle += time.perf_counter() - paused
     if spec.device == "cuda":
         torch.cuda.synchronize()
-    seconds, curve = time.perf_counter() - start, torch.stack(losses).tolist()
+    seconds, curve = time.perf_counter() - start - idle, torch.stack(losses).tolist()
     for step, loss in enumerate(curve):
         if not math.isfinite(loss):
             raise FloatingPointError(f"the training loss is {loss} at step {step}")
-    return curve, seconds, order.hexdigest()
+    return curve, seconds, order.hexdigest(), scored
+
+
+def _score(model: torch.nn.Module, stream: np.ndarray, spec: Cell) -> dict[str, Any]:
+    nats = token_nats(model, stream, spec.context, device=spec.device)
+    return {"loss_nats": float(nats.mean()), "block_nats": block_sums(nats).tolist()}
 
 
 def train_step(

@@ -8,7 +8,7 @@ architectures split into embedding, body and head alike; `tied=True` shares it w
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,9 +144,20 @@ class CausalSelfAttention(nn.Module):
         """Map [B, T, d] to [B, T, d]."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         rate = self.dropout_rate if self.training else 0.0
-        with sdpa_kernel(SDPBackend.MATH) if self.kernel == "math" else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if self.kernel == "math" else nullcontext(), _wide_on_cpu(x.device.type):
+            query, key, value = (part.to(_attention_type(part)) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+def _attention_type(part: Tensor) -> torch.dtype:
+    """Return the type of attention: the CPU's fused kernel takes twice as long in bfloat16 as in float32."""
+    return torch.float32 if part.device.type == "cpu" and part.dtype == torch.bfloat16 else part.dtype
+
+
+def _wide_on_cpu(device: str) -> AbstractContextManager[None]:
+    """Keep autocast from narrowing what was just widened."""
+    return torch.autocast(device, enabled=False) if device == "cpu" else nullcontext()
 
 
 class MLP(nn.Module):

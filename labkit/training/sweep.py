@@ -28,3 +28,26 @@ def best_rate(losses: Mapping[float, float]) -> float | None:
     """Return the learning rate with the lowest loss; None if training ended at none of them."""
     ended = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
     return min(ended, key=ended.__getitem__, default=None)
+
+
+def vertex_rate(losses: Mapping[float, float]) -> float | None:
+    """Return the learning rate at the vertex of the parabola in its logarithm through the best rate and its neighbours.
+
+    None where the best one has no neighbour with a finite loss on both sides: nothing says then where the optimum is.
+
+    Args:
+        losses: the loss to choose by for each rate tried.
+    """
+    tried, best = sorted(losses), best_rate(losses)
+    if best is None or best in (tried[0], tried[-1]):
+        return None
+    place = tried.index(best)
+    near = tried[place - 1 : place + 2]
+    if not all(math.isfinite(losses[rate]) for rate in near):
+        return best  # it diverged on one side, which bounds the optimum and gives no curvature
+    below, above = math.log(near[0] / best), math.log(near[2] / best)
+    left, right = losses[near[0]] - losses[best], losses[near[2]] - losses[best]
+    curvature = left / below - right / above
+    if curvature == 0:
+        return best  # all three alike
+    return best * math.exp((left * above / below - right * below / above) / (2 * curvature))

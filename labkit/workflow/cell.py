@@ -37,12 +37,13 @@ class CellFunction:
         timing: tuple[str, ...],
         timed: bool,
         labels: tuple[str, ...],
+        later: tuple[str, ...] = (),
     ) -> None:
         """Wrap `work`; see `cell` for the arguments."""
         functools.update_wrapper(self, work)
         self.work, self.name, self.version = work, name, version
         self.timing, self.timed = timing, timed
-        self._data, self._packages, self._labels = data, packages, labels
+        self._data, self._packages, self._labels, self._later = data, packages, labels, later
 
     def __call__(self, spec: Any, *args: Any, **options: Any) -> Json:
         """Do the work."""
@@ -56,8 +57,11 @@ class CellFunction:
         return f"cell {self.name} v{self.version}"
 
     def spec(self, spec: Any) -> Json:
-        """Return a spec as plain JSON, without what only names it for people."""
-        return {name: value for name, value in plain(spec).items() if name not in self._labels}
+        """Return a spec as plain JSON, without what only names it and later fields that are at their default."""
+        given = plain(spec)
+        unset = {field.name: field.default for field in dataclasses.fields(spec)} if self._later else {}
+        absent = {name for name in self._later if given[name] == unset[name]}
+        return {name: value for name, value in given.items() if name not in self._labels and name not in absent}
 
     def identity(self, spec: Any) -> Json:
         """Return what a result is bound to wherever it was computed: name, version, spec and data revisions.
@@ -83,6 +87,7 @@ def cell(
     timing: tuple[str, ...] = (),
     timed: bool = False,
     labels: tuple[str, ...] = (),
+    later: tuple[str, ...] = (),
     onednn: str | None = None,
 ) -> Callable[[Callable[..., Json]], CellFunction]:
     """Make a function of one frozen spec a cell function.
@@ -95,6 +100,7 @@ def cell(
         timing: names of result fields, at any depth, that no two runs share: times, memory. Goldens leave them out.
         timed: whether time is what it measures; its cells then belong to a kind of machine.
         labels: fields of the spec that only name it for people, or repeat what the data revisions say.
+        later: fields added since the version began, whose default is what was done before: at it they are left out.
         onednn: the instruction set that oneDNN is kept at in any process that imports the function.
     """
     if onednn is not None:
@@ -102,7 +108,7 @@ def cell(
 
     def wrap(work: Callable[..., Json]) -> CellFunction:
         own = {"name": name, "version": version, "data": data, "packages": packages}
-        return CellFunction(work, **own, timing=timing, timed=timed, labels=labels)
+        return CellFunction(work, **own, timing=timing, timed=timed, labels=labels, later=later)
 
     return wrap
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from labkit import device, params
-from labkit.scaling import cost
+from labkit.scaling import cost, isoflop
 from labkit.scaling.counts import training_flops
 from labkit.scaling.data import load_tokens
 from labkit.scaling.grid import planned_cells
 from labkit.scaling.train import Cell, build
 
 TINY = {"d_model": [8, 16], "n_layers": [1, 2], "seeds": [0, 1], "epochs": 0.01, "batch_size": 4, "context": 32}
+TINY |= {"isoflop_budgets": []}
 
 
 def config_flops(params_: object, mixer: str, d_model: int, n_layers: int) -> int:
@@ -37,6 +38,16 @@ def test_plan_adds_up_the_sweep_and_the_grid() -> None:
     assert plan.tokens == 24 * steps * 4 * 32
     assert plan.flops == steps * flops
     assert plan.seconds == pytest.approx(plan.flops / plan.flops_per_second)
+
+
+def test_plan_holds_what_is_spent_at_equal_flops() -> None:
+    without = params.resolve("scaling_grid", "cpu-24gb", {"isoflop_budgets": []})
+    budgets = params.resolve("scaling_grid", "cpu-24gb").isoflop_budgets
+    own = isoflop.planned(params.resolve("scaling_grid", "cpu-24gb"), 957_000)
+    spent = sum(cost.cell_flops(cell, 957_000) for cell in own)
+    assert isoflop.planned(without, 957_000) == []
+    # Two mixers, six sizes, three seeds; then sweeps and controls.
+    assert sum(budgets) * 2 * 6 * 3 < spent < sum(budgets) * 2 * 6 * 3 * 1.4
 
 
 def test_planned_cells_are_distinct_and_cover_the_grid() -> None:

@@ -28,6 +28,7 @@ from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import GridData
 from labkit.scaling.findings import PUBLISHED_GRID
 from labkit.scaling.grid import Grid
+from labkit.scaling.results import grid_seconds, results
 from labkit.scaling.train import Cell, batches
 from labkit.workflow.cells import Cells
 from labkit.workflow.store import Store
@@ -192,7 +193,7 @@ def test_mixer_without_admitted_runs_is_refused_with_the_reason(grid: Grid, mixe
     fits, refused = findings.fit_all(leaky)
     assert set(fits) | {mixer} == set(grid.params.mixers)
     assert refused[mixer].startswith("0 of 12 runs admitted; 0 distinct N")
-    numbers = findings.results(leaky, fits, 1.0)
+    numbers = results(leaky, fits, 1.0)
     assert f"exponent/{mixer}" not in numbers
     assert "exponent_difference" not in numbers
     assert not any(key.startswith(f"word_perplexity/{mixer}/") for key in numbers)
@@ -278,7 +279,7 @@ def published_grid() -> Grid:
 
 @pytest.fixture(scope="module")
 def numbers(published_grid: Grid) -> dict[str, dict[str, Any]]:
-    return findings.results(published_grid, findings.fit_all(published_grid)[0], seconds=7200.0)
+    return results(published_grid, findings.fit_all(published_grid)[0], seconds=7200.0)
 
 
 def publish(folder: Path, hardware: str, numbers: dict[str, Any], prices: dict[str, Any]) -> None:
@@ -422,6 +423,6 @@ def test_run_at_the_reports_own_scale_prices_nothing(grid: Grid) -> None:
 
 def test_hours_are_the_training_time_over_the_workers(grid: Grid) -> None:
     seconds = [result["seconds"] for result in grid.results.values()]
-    assert findings.grid_seconds(grid) == pytest.approx(sum(seconds) / 2)
-    numbers = findings.results(grid, {}, findings.grid_seconds(grid))
+    assert grid_seconds(grid) == pytest.approx(sum(seconds) / 2)
+    numbers = results(grid, {}, grid_seconds(grid))
     assert numbers["hours/grid"]["value"] == pytest.approx(sum(seconds) / 2 / 3600)

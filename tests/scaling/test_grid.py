@@ -46,6 +46,7 @@ TINY = {
     "dropout": 0.1,
     "kneser_ney_order": 2,
     "bootstrap": 100,
+    "isoflop_budgets": [],
     "learning_rates": [1e-4, 1e-2, 1.0],  # far enough apart for the middle one to be the best
 }
 N_CELLS = 8  # two mixers, three rates at depth 1 and the best of them at depth 2
@@ -457,12 +458,13 @@ import json, sys
 from labkit import params
 from labkit.scaling import findings, prices
 from labkit.scaling.grid import run_grid
+from labkit.scaling.results import grid_seconds, results
 cfg = params.resolve("scaling_grid", "ci", json.loads(sys.argv[1]))
 grid = run_grid(cfg)
 tables = [grid.runs(), findings.floors_table(grid), findings.gates_table(grid), findings.leak_table(cfg)]
 fits, refused = findings.fit_all(grid)
 said = findings.conclusions(grid, fits, refused)
-numbers = [findings.results(grid, fits, findings.grid_seconds(grid)), prices.out_of_reach(grid, refused)]
+numbers = [results(grid, fits, grid_seconds(grid)), prices.out_of_reach(grid, refused)]
 print(json.dumps([*(table.to_csv() for table in tables), said, numbers, list(grid.data.floors), grid.failures == {}]))
 """
 

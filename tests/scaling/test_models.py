@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from labkit.scaling import optim
 from labkit.scaling.optim import adamw, next_token_loss
-from labkit.scaling.resnet_bk import MixtureOfExperts, ResNetBK, ResNetBKConfig, Routing
+from labkit.scaling.resnet_bk import (
+    TILE,
+    MixtureOfExperts,
+    ResNetBK,
+    ResNetBKConfig,
+    Routing,
+    _in_whole_tiles,
+    _Permute,
+)
 from labkit.scaling.transformer import CausalSelfAttention, Transformer, TransformerConfig
 
 VOCABULARY = 61
@@ -372,3 +380,37 @@ def test_fused_optimiser_takes_the_step_of_the_paper() -> None:
     # Bias correction makes the first moments exactly g and g^2, so the first step is -lr * sign(g).
     torch.testing.assert_close(layer.weight.detach(), weight * (1 - 0.1 * 0.5) - 0.1)
     torch.testing.assert_close(layer.bias.detach(), bias + 0.1)
+
+
+@pytest.mark.parametrize("mixer", ["resnet-bk", "transformer"])
+def test_a_step_in_bfloat16_is_that_in_float32_up_to_rounding(mixer: str) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 60, "d_model": 64, "n_layers": 2, "context": 40}
+    model = Transformer(TransformerConfig(**shape)) if mixer == "transformer" else ResNetBK(ResNetBKConfig(**shape))
+    ids = torch.randint(60, (5, 41))  # 200 tokens: no expert's share is a whole number of tiles
+    losses, gradients = [], []
+    for narrow in (False, True):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = next_token_loss(model, ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert gradients[-1].dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
+def test_rows_that_fill_a_tile_reach_neither_tokens_nor_gradients() -> None:
+    torch.manual_seed(1)
+    rows = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    order, sizes = _in_whole_tiles(torch.tensor([4, 1, 0, 3, 2]), [2, 0, 3])
+    assert sizes == [TILE, 0, TILE]
+    assert int((order < 5).sum()) == 5
+    inverse = torch.empty(6, dtype=torch.long).scatter_(0, order, torch.arange(len(order)))[:5]
+    sorted_rows = _Permute.apply(rows, order, inverse)
+    assert torch.equal(sorted_rows[2:TILE], torch.zeros(TILE - 2, 3, dtype=torch.float64))
+    back = _Permute.apply(sorted_rows + 1, inverse, order)
+    assert torch.equal(back, rows + 1)
+    back.square().sum().backward()
+    assert torch.equal(rows.grad, 2 * (rows + 1))

@@ -25,7 +25,7 @@ from labkit import params
 from labkit.scaling import train
 from labkit.scaling.data import load_tokens, token_nats
 from labkit.scaling.optim import adamw
-from labkit.scaling.train import Cell, batches, build, n_steps, rate_at, train_cell, train_step
+from labkit.scaling.train import Cell, batches, build, n_steps, order_hash, rate_at, train_cell, train_step
 
 TINY = {
     "d_model": [8],
@@ -52,6 +52,21 @@ def trained(mixer: str = "resnet-bk", **changes: Any) -> dict[str, Any]:
 
 def untimed(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in TIMED}
+
+
+def test_a_cell_scored_on_the_way_ends_where_one_scored_once_does() -> None:
+    once, thrice = trained(), trained(scorings=3)
+    scored = thrice["scorings"]
+    assert [one["step"] for one in scored] == [round(once["steps"] * part / 3) for part in (1, 2, 3)]
+    assert untimed(thrice) == untimed(once) | {"scorings": scored}
+    assert scored[-1]["block_nats"] == once["block_nats"]
+    assert scored[0]["loss_nats"] > scored[-1]["loss_nats"]
+
+
+def test_steps_that_are_told_replace_epochs() -> None:
+    told = trained(steps=3)
+    assert (told["steps"], told["tokens_seen"]) == (3, 3 * 4 * 32)
+    assert told["order_sha256"] == order_hash(told["train_tokens"], 3, 4, 32, 0)
 
 
 # --- batches -----------------------------------------------------------------------------------------------------
