@@ -32,6 +32,8 @@ class ScalingGrid(Params):
     """Seeds of every grid cell: initialisation and data order."""
     learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]
     """Rates tried per width and mixer at the smallest depth; the list is extended until the best one lies inside it."""
+    training_dtype: Annotated[Literal["machine", "float32", "bfloat16"], Layer.SCOPE]
+    """Compute type of matrix products while training; `machine` takes that of the profile."""
     scorings: Annotated[PositiveInt, Layer.SCOPE]
     """Times each model of the grid is scored while it trains; as many as epochs puts each epoch's loss on record."""
     isoflop_budgets: Annotated[list[PositiveFloat], Layer.SCOPE]

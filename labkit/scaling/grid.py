@@ -28,7 +28,8 @@ from labkit.scaling.data import GridData
 from labkit.scaling.gates import Untrained, gates_of
 from labkit.scaling.isoflop_study import IsoFlop, run_isoflop
 from labkit.scaling.leak import Leak, measure_leak
-from labkit.scaling.train import Cell, n_steps, train_cell
+from labkit.scaling.schedule import n_steps
+from labkit.scaling.train import Cell, train_cell
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.training.sweep import best_rate, next_rates
 from labkit.workers import process_pool

@@ -31,7 +31,8 @@ from labkit.scaling.isoflop import (
     sizes,
     sweep_sizes,
 )
-from labkit.scaling.train import Cell, order_hash, train_cell
+from labkit.scaling.schedule import order_hash
+from labkit.scaling.train import Cell, train_cell
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.training.sweep import best_rate, next_rates, vertex_rate
 from labkit.workflow.cells import Cells

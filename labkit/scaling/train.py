@@ -12,7 +12,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import block_sums, load_tokens, token_nats
 from labkit.scaling.optim import adamw, next_token_loss
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
+from labkit.scaling.schedule import batches, n_steps, rate_at
 from labkit.scaling.transformer import Transformer, TransformerConfig
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.workflow import data
@@ -96,6 +97,7 @@ class Cell:
         """Take the shared values from a grid's parameters, and what is not at its default from `more`."""
         own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": seed, "learning_rate": learning_rate}
         own |= {"steps": 0, "scorings": params.scorings, "potential_start": 1.0} | more
+        own["dtype"] = params.dtype if params.training_dtype == "machine" else params.training_dtype
         shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
         return cls(**own, **shared)
 
@@ -130,47 +132,9 @@ def build(config: ModelConfig) -> torch.nn.Module:
     return Transformer(config) if isinstance(config, TransformerConfig) else ResNetBK(config)
 
 
-def n_steps(n_train_tokens: int, epochs: float, batch_size: int, context: int) -> int:
-    """Return the optimizer steps of a cell: whole batches in `epochs` passes, at least one."""
-    return max(1, int(epochs * n_train_tokens // (batch_size * context)))
-
-
 def steps_of(spec: Cell, n_train_tokens: int) -> int:
     """Return the optimizer steps of a cell on a training split."""
     return spec.steps or n_steps(n_train_tokens, spec.epochs, spec.batch_size, spec.context)
-
-
-def order_hash(n_train_tokens: int, steps: int, batch_size: int, context: int, seed: int) -> str:
-    """Return the hash of the data order that a cell of this seed must have seen."""
-    order = hashlib.sha256()
-    for starts in batches(np.empty(n_train_tokens, np.uint8), steps, batch_size, context, seed):
-        order.update(starts.tobytes())
-    return order.hexdigest()
-
-
-def batches(stream: np.ndarray, steps: int, batch_size: int, context: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield start offsets of the windows of each batch, shape [batch_size].
-
-    Each pass cuts the stream into windows from a random phase and visits them in random order without replacement;
-    the order depends on the seed alone, so all cells of a seed see the same tokens in the same order.
-    """
-    rng = np.random.default_rng(seed)
-    queue = np.empty(0, np.int64)
-    for _ in range(steps):
-        while len(queue) < batch_size:
-            phase = rng.integers(min(context, len(stream) - context))
-            queue = np.concatenate([queue, rng.permutation(np.arange(phase, len(stream) - context, context))])
-        yield queue[:batch_size]
-        queue = queue[batch_size:]
-
-
-def rate_at(step: int, steps: int, peak: float, warmup_fraction: float, final_fraction: float) -> float:
-    """Return the learning rate of a step: linear rise, then a cosine to `final_fraction` of the peak."""
-    warmup = math.ceil(warmup_fraction * steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - 1 - warmup)
-    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def in_turn(work: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:

@@ -29,7 +29,8 @@ from labkit.scaling.data import GridData
 from labkit.scaling.findings import PUBLISHED_GRID
 from labkit.scaling.grid import Grid
 from labkit.scaling.results import grid_seconds, results
-from labkit.scaling.train import Cell, batches
+from labkit.scaling.schedule import batches
+from labkit.scaling.train import Cell
 from labkit.workflow.cells import Cells
 from labkit.workflow.store import Store
 from labkit.workflow.tables import rounded

@@ -19,7 +19,8 @@ from labkit.scaling.counts import training_flops
 from labkit.scaling.isoflop_plots import equal_flops_panel
 from labkit.scaling.isoflop_results import isoflop_conclusions, isoflop_numbers, isoflop_paths, isoflop_void
 from labkit.scaling.isoflop_study import IsoFlop, run_isoflop
-from labkit.scaling.train import Cell, order_hash, train_cell
+from labkit.scaling.schedule import order_hash
+from labkit.scaling.train import Cell, train_cell
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.training.sweep import vertex_rate
 from labkit.workflow.cells import Cells

@@ -25,7 +25,8 @@ from labkit import params
 from labkit.scaling import train
 from labkit.scaling.data import load_tokens, token_nats
 from labkit.scaling.optim import adamw
-from labkit.scaling.train import Cell, batches, build, n_steps, order_hash, rate_at, train_cell, train_step
+from labkit.scaling.schedule import batches, n_steps, order_hash, rate_at
+from labkit.scaling.train import Cell, build, train_cell, train_step
 
 TINY = {
     "d_model": [8],
