@@ -36,7 +36,7 @@ def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> D
         return _left_out()
     sizes = runs[(runs["role"] == "size") & np.isfinite(runs["bits_per_byte"].astype(float))]
     sizes = sizes.assign(n=(sizes["flops"] / sizes["tokens_seen"] / 6).astype(float))
-    looks = style([f"{budget:.0e} FLOP" for budget in sorted(runs["budget"].unique())])
+    looks = style([f"{budget:.3g} FLOP" for budget in sorted(runs["budget"].unique())])
     fig = Figure(figsize=(7.2, 4.5), layout="constrained")
     panels = fig.subplots(1, len(paths), sharey=True, squeeze=False)[0]
     drawn = []
@@ -44,7 +44,7 @@ def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> D
         axes.set_title(mixer)
         own = sizes[sizes["mixer"] == mixer]
         for budget, part in own.groupby("budget"):
-            drawn += _draw_budget(axes, part, looks[f"{budget:.0e} FLOP"])
+            drawn += _draw_budget(axes, part, looks[f"{budget:.3g} FLOP"])
         drawn.append(_draw_best(axes, path, mixer))
         _name_axes(axes)
     panels[0].set_ylabel("validation loss (bits per byte)")

@@ -120,7 +120,7 @@ def _offsets(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         ends = [row.low, row.high] if np.isfinite(row.low) else None
         note = "" if row.inside else EDGE
         about = {"n_seeds": row.seeds, "note": note}
-        out[f"offset/{row.budget:.0e}"] = number(row.difference, "bits per byte", ends, **about)
+        out[f"offset/{row.budget:.3g}"] = number(row.difference, "bits per byte", ends, **about)
     return out
 
 
