@@ -229,10 +229,14 @@ def frame(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
 
 
 def void(answers: pd.DataFrame) -> list[str]:
-    """Say which neighbouring tiers, by their share of right answers, lie too close to be routed between."""
-    shares = answers.groupby("model", sort=False)["quality"].mean().sort_values()
+    """Say which tiers are not worth their price beside the next cheaper one: too close to it, or worse.
+
+    Args:
+        answers: one row an answer, with model and quality; the cheapest tier first.
+    """
+    shares = answers.groupby("model", sort=False)["quality"].mean()
     return [
-        f"{above} is right {high - low:.1%} more often than {below}, and {LEAST_APART:.0%} are needed"
+        f"{above} is right {high - low:+.1%} against {below}, and {LEAST_APART:+.0%} are needed"
         for (below, low), (above, high) in zip(shares.iloc[:-1].items(), shares.iloc[1:].items(), strict=True)
         if high - low < LEAST_APART and not math.isclose(high - low, LEAST_APART)
     ]

@@ -82,7 +82,8 @@ def test_tiers_closer_than_fifteen_points_are_void() -> None:
         return pd.concat(parts)
 
     assert tiers.void(answers(0.3, 0.45)) == []
-    assert tiers.void(answers(0.3, 0.44)) == ["t1 is right 14.0% more often than t0, and 15% are needed"]
+    assert tiers.void(answers(0.3, 0.44)) == ["t1 is right +14.0% against t0, and +15% are needed"]
+    assert tiers.void(answers(0.5, 0.3)) == ["t1 is right -20.0% against t0, and +15% are needed"], "dearer and worse"
     assert len(tiers.void(answers(0.3, 0.5, 0.6))) == 1
 
 
