@@ -109,6 +109,12 @@ def test_every_figure_is_followed_by_what_to_see_in_it(report: str, notebook: No
             assert following.cell_type == "markdown", f"cell {cell.id} is followed by code"
 
 
+def test_every_figure_is_the_last_thing_of_its_cell_so_that_it_is_shown(report: str, notebook: NotebookNode) -> None:
+    for cell in code_cells(notebook):
+        if "figures.save" in cell.source:
+            assert "figures.save" in ast.unparse(ast.parse(cell.source).body[-1]), cell.id
+
+
 def test_writes_each_declared_output_by_its_name_and_no_other_figure(report: str, notebook: NotebookNode) -> None:
     declared = set(yaml12.read(paths.science_file(report))["outputs"])
     module = tree(notebook)
