@@ -142,6 +142,7 @@ class Progress:
 
     def _count(self, n: int, message: str) -> None:
         self._done += n
+        self._total = max(self._total, self._done)  # what is chosen on the way may ask for more than was planned
         self._message = message or self._message
         beat = self._beat()
         if self._clock() - self._written >= HEARTBEAT_SECONDS:

@@ -100,6 +100,13 @@ def test_work_found_on_the_way_counts_towards_the_total(clock: Clock, log: io.St
     assert "grid: 6/6 (100%)" in log.getvalue()
 
 
+def test_more_than_was_planned_is_never_more_than_all(clock: Clock, log: io.StringIO) -> None:
+    with start(2, log, clock) as progress:
+        progress.advance(2)
+        progress.skip()
+    assert "grid: 3/3 (100%)" in log.getvalue().splitlines()[-1]
+
+
 def test_time_before_the_block_is_entered_does_not_count(clock: Clock, log: io.StringIO) -> None:
     progress = start(2, log, clock)
     clock.wait(500)
