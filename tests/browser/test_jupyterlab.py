@@ -256,5 +256,5 @@ def test_a_notebook_has_a_table_of_contents(lab: Lab, page: Page) -> None:
     open_notebook(page, lab, "04_scaling_grid")
     page.get_by_role("tab", name=re.compile("Table of Contents")).click()
     contents = page.locator(".jp-TableOfContents-content")
-    for heading in ("3. The grid", "5. The law", "6. Verdicts"):
+    for heading in ("3. The grid", "5. The law", "7. Verdicts"):
         expect(contents).to_contain_text(heading)
