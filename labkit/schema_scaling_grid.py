@@ -43,9 +43,9 @@ class ScalingGrid(Params):
     isoflop_widths: Annotated[list[PositiveInt], Layer.SCOPE]
     """Widths its models are made of, with as many layers as a size needs."""
     isoflop_sizes: Annotated[PositiveInt, Layer.SCOPE]
-    """Sizes at each budget, from the one trained for `isoflop_epochs` to eight times that."""
+    """Sizes at each budget, around that of 20 tokens a parameter and a factor of eight apart."""
     isoflop_epochs: Annotated[PositiveFloat, Layer.SCOPE]
-    """Passes over the text of the smallest model of a budget; a larger model makes fewer."""
+    """Most passes over the text of the smallest model of a budget; a larger model makes fewer."""
     isoflop_seeds: Annotated[list[int], Layer.SCOPE]
     """Seeds of each of its cells; all budgets of one seed come before the next seed."""
     isoflop_learning_rates: Annotated[list[PositiveFloat], Layer.SCOPE]

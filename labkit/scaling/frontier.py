@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 _LEVEL = 0.95
 _LEAST_SIZES = 3
 """Sizes that a parabola needs."""
+_LEAST_BUDGETS = 3
+"""Budgets with their best size inside that a path needs where others are left out."""
 _OWN_MISS = 0.01
 """Share of the loss by which vertices miss a law that holds exactly: a parabola is not its shape."""
 HELD_OUT = 2
@@ -47,6 +49,8 @@ class Path:
     """Exponent of bits per byte."""
     void: tuple[str, ...]
     """Why nothing may be concluded; empty if something may."""
+    left_out: tuple[float, ...] = ()
+    """Budgets whose best size lies at the edge of those tried with any seed; the exponents are read off the others."""
 
 
 def path_of(runs: pd.DataFrame) -> Path:
@@ -65,15 +69,17 @@ def path_of(runs: pd.DataFrame) -> Path:
     if points.empty:
         return Path(points=points, b=None, alpha=None, void=(*void, "no model has a loss"))
     edge = points[~points["inside"]]
-    if len(edge):
+    left_out = tuple(sorted(set(edge["budget"])))
+    on_path = points[~points["budget"].isin(left_out)]
+    if len(edge) and on_path["budget"].nunique() < _LEAST_BUDGETS:
         first = edge.iloc[0]
         where = f"first at {first['budget']:.3g} FLOPs, seed {first['seed']}"
         void.append(f"the best size lies at the edge of those tried in {len(edge)} of {len(points)} parabolas, {where}")
-        return Path(points=points, b=None, alpha=None, void=tuple(void))
-    cost, total, bits = (np.log(_grid(points, name)) for name in ("n", "n_total", "bits_per_byte"))
+        return Path(points=points, b=None, alpha=None, void=tuple(void), left_out=left_out)
+    cost, total, bits = (np.log(_grid(on_path, name)) for name in ("n", "n_total", "bits_per_byte"))
     void += _missed(cost, bits)
-    b, alpha = slope(total, _grid(points, "nats_per_word")), _negated(slope(cost, bits))
-    return Path(points=points, b=b, alpha=alpha, void=tuple(void))
+    b, alpha = slope(total, _grid(on_path, "nats_per_word")), _negated(slope(cost, bits))
+    return Path(points=points, b=b, alpha=alpha, void=tuple(void), left_out=left_out)
 
 
 def _vertex(seed: int, budget: float, models: pd.DataFrame) -> dict[str, float | bool]:

@@ -1,7 +1,8 @@
 """Which models are compared at equal training FLOPs, and for how many steps each is trained.
 
-At a budget C the sizes go from the model that C trains for `isoflop_epochs` passes to one eight times as costly a
-token (Hoffmann et al. 2022, approach 2). A size is met by a real shape: a width of the list, and as many layers as are
+At a budget C the sizes lie around the one that 20 tokens a parameter would make best (Hoffmann et al. 2022, approaches
+2 and 3), a factor of eight from the smallest to the largest; none is so small that C trains it for more than
+`isoflop_epochs` passes over the text. A size is met by a real shape: a width of the list, and as many layers as are
 needed. Budgets are ascending and seeds outermost, so that a study that is stopped early has something to say.
 """
 
@@ -17,6 +18,8 @@ from labkit.schema_scaling_grid import ScalingGrid
 
 SPAN = 8.0
 """The largest size of a budget over its smallest, in training FLOPs per token."""
+TOKENS_PER_PARAMETER = 20.0
+"""Tokens a parameter of the middle size (Hoffmann et al. 2022, table 3)."""
 MOST_LAYERS = 32
 _ASPECT = 32.0
 _ASPECT_WEIGHT = 0.1
@@ -55,7 +58,8 @@ def sizes(params: ScalingGrid, budget: float, mixer: str, n_train_tokens: int) -
         mixer: architecture.
         n_train_tokens: tokens of the training split.
     """
-    smallest = budget / (params.isoflop_epochs * n_train_tokens)
+    middling = 6 * math.sqrt(budget / (6 * TOKENS_PER_PARAMETER))
+    smallest = max(middling / math.sqrt(SPAN), budget / (params.isoflop_epochs * n_train_tokens))
     places = [i / max(1, params.isoflop_sizes - 1) for i in range(params.isoflop_sizes)]
     shapes = dict.fromkeys(_shape(params, mixer, smallest * SPAN**place) for place in places)
     return [_spent(params, budget, mixer, *shape) for shape in shapes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,23 @@ def _missing(study: IsoFlop, sizes: pd.DataFrame, mixer: str) -> list[str]:
 
 
 def _with_void(path: Path, more: list[str]) -> Path:
-    return Path(points=path.points, b=path.b, alpha=path.alpha, void=(*more, *path.void))
+    return replace(path, void=(*more, *path.void))
 
 
 def isoflop_table(paths: Mapping[str, Path]) -> pd.DataFrame:
-    """Lay the exponents out: a row per mixer and unit, with the 95 % interval and why it is void, if it is."""
+    """Lay the exponents out: a row per mixer and unit, with interval, budgets left out and why it is void, if it is."""
     rows = []
     for mixer, path in paths.items():
         for form, found in (("word perplexity = a N^b", path.b), ("bits per byte = A / N^alpha", path.alpha)):
             ends = (found.estimate, found.low, found.high) if found else (np.nan, np.nan, np.nan)
             row = dict(zip(("exponent", "low", "high"), ends, strict=True))
-            rows.append({"mixer": mixer, "form": form, **row, "void": "; ".join(path.void)})
-    return pd.DataFrame(rows, columns=["mixer", "form", "exponent", "low", "high", "void"])
+            rows.append({"mixer": mixer, "form": form, **row, "left out": _listed(path), "void": "; ".join(path.void)})
+    return pd.DataFrame(rows, columns=["mixer", "form", "exponent", "low", "high", "left out", "void"])
+
+
+def _listed(path: Path) -> str:
+    """Name the budgets that are left out of a path."""
+    return ", ".join(f"{budget:.3g}" for budget in path.left_out)
 
 
 def start_table(study: IsoFlop) -> pd.DataFrame:
@@ -172,7 +178,13 @@ def _exponent_line(mixer: str, path: Path) -> str:
     return (
         f"{mixer} at equal FLOPs: word perplexity goes as N^{path.b.estimate:.3f} "
         f"[{path.b.low:.3f}, {path.b.high:.3f}], bits per byte as N^-{path.alpha.estimate:.3f} "
-        f"[{path.alpha.low:.3f}, {path.alpha.high:.3f}]."
+        f"[{path.alpha.low:.3f}, {path.alpha.high:.3f}]{_without(path)}."
+    )
+
+
+def _without(path: Path) -> str:
+    return (
+        f"; without {_listed(path)} FLOPs, where the best size lies at the edge of those tried" if path.left_out else ""
     )
 
 

@@ -110,6 +110,20 @@ def test_a_best_size_at_the_edge_is_void() -> None:
     assert not offsets(found, found)["inside"].any()
 
 
+def test_a_budget_with_its_best_size_at_the_edge_is_left_out_while_three_others_remain() -> None:
+    rows, rng = design("resnet-bk"), np.random.default_rng(0)
+    largest = rows["budget"].max()
+    falling = np.where(rows["budget"] == largest, 1.5 - 0.1 * np.log(rows["n"]), power_law(rows))
+    found, whole = path_of(with_losses(rows, falling, rng, 0.001)), with_losses(rows, power_law(rows), rng, 0.001)
+    assert found.left_out == (largest,)
+    assert found.void == ()
+    same = path_of(whole[whole["budget"] < largest])
+    assert found.alpha.estimate == pytest.approx(same.alpha.estimate, abs=0.02)
+    assert not offsets(found, found)["inside"].all()
+    two = np.where(rows["budget"] >= 1e13, 1.5 - 0.1 * np.log(rows["n"]), power_law(rows))
+    assert path_of(with_losses(rows, two, rng, 0.001)).alpha is None, "two budgets make no path"
+
+
 def test_a_model_that_is_not_admitted_makes_the_path_void() -> None:
     rows = design("resnet-bk")
     losses = with_losses(rows, power_law(rows), np.random.default_rng(0))

