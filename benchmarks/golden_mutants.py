@@ -39,6 +39,7 @@ EQUIVALENT: dict[str, str] = {
     "models/shapes.py:270:77 == -> !=": "the same",
     "offload/passes.py:135:48 0 -> 1": "what generates text, which no cell does; tests/offload/test_generate.py",
     "inertia/decode.py:153:37 1 -> 2": "times, which goldens leave out; tests/inertia/test_decode.py",
+    "hybrid/modal.py:97:40 1.0 -> 1.5": "the scale of a ridge where nothing has moved; every product is 0 then",
     "inertia/matrix.py:219:36 0 -> 1": "a question asked once before the timed ones, whose answer is thrown away",
 }
 """Mutants that change no result, by file, line and change, with the reason."""
@@ -49,6 +50,8 @@ ELSEWHERE = {
     "models/shapes.py:require_memory": "what is refused; tests/models/test_shapes.py",
     "units.py": "texts of sizes and times, and sizes as people write them; tests/test_units.py",
     "device/here.py": "which limits of memory and cores are found, so what is refused; tests/test_device.py",
+    "device/energy.py": "readings of sensors, which goldens leave out; tests/test_device.py",
+    "models/revisions.py:own_folder": "folders of the user's own, which no golden has; tests/models/test_revisions.py",
     "progress.py": "what is shown of work under way; tests/test_progress.py",
     "faces.py": "the same",
     "metrics.py": "what is told to who follows; tests/test_trainer_metrics.py",

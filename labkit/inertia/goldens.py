@@ -123,6 +123,11 @@ GOLDENS: dict[CellFunction, tuple[Any, ...]] = {
     ),
     measure_tier_deciding: (
         DecidingSpec(queries=tuple(f"capital-{i:03}" for i in range(1, 9)), gains=(0, 1, 1, 0, 0, 1, 0, 1)),
+        # Some of these go to the dearer tier by the report's words.
+        DecidingSpec(
+            queries=(*(f"{kind}-{i:03}" for i in (5, 19, 33) for kind in ("purpose", "meaning", "capital")),),
+            gains=(1, 0, 1, 0, 1, 0, 0, 1, 1),
+        ),
     ),
     measure_surface: (SurfaceSpec(n_pairs=10, seed=1),),
     train_arm: (_SHUFFLED, _TEMPLATE),
