@@ -22,6 +22,7 @@ from labkit.workflow.cell import plain
 
 TINY = {"mixers": ["transformer"], "d_model": [8], "n_layers": [1], "epochs": 0.02, "batch_size": 4, "context": 32}
 TINY |= {"dropout": 0.0, "kneser_ney_order": 2, "bootstrap": 100, "learning_rates": [1e-4, 1e-2, 1.0], "seeds": [0]}
+TINY |= {"isoflop_budgets": []}
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit import params
+from labkit.corpora import Tokens
 from labkit.scaling import train
 from labkit.scaling.data import load_tokens, token_nats
 from labkit.scaling.optim import adamw
@@ -91,9 +92,14 @@ class Successor(nn.Module):
         return self.head(self.hidden(ids))
 
 
+def text(stream: np.ndarray) -> Tokens:
+    """Real tokens, of which those that are trained on are replaced."""
+    return replace(load_tokens("wiki-sample", 288)[1], train=stream)
+
+
 def test_every_target_is_the_token_after_its_input() -> None:
     stream, model = np.arange(20_000) % 509, Successor(509)
-    losses, _, _ = train._fit(model, stream, cell(batch_size=32, context=128), steps=6)
+    losses, *_ = train._fit(model, text(stream), cell(batch_size=32, context=128), steps=6)
     # One wrong target among the 4096 of a batch would cost 100 / 4096 nats.
     assert len(losses) == 6
     assert max(losses) < 1e-6
@@ -174,7 +180,7 @@ def rates_used() -> Iterator[list[float]]:
 
 
 def test_optimizer_runs_through_the_whole_schedule(rates_used: list[float]) -> None:
-    train._fit(Successor(61), np.arange(2000) % 61, cell(), steps=20)
+    train._fit(Successor(61), text(np.arange(2000) % 61), cell(), steps=20)
     assert rates_used == [rate_at(step, 20, 1e-2, 0.05, 0.1) for step in range(20)]
     assert rates_used[0] == 1e-2
     assert rates_used[-1] == pytest.approx(1e-3)
@@ -250,7 +256,7 @@ class BreaksAt(Successor):
 @pytest.mark.parametrize("step", [0, 7, 49, 50, 63])
 def test_error_names_the_first_step_with_a_loss_that_is_not_finite(step: int) -> None:
     with pytest.raises(FloatingPointError, match=rf"training loss is nan at step {step}$"):
-        train._fit(BreaksAt(step), np.arange(2000) % 61, cell(), steps=64)
+        train._fit(BreaksAt(step), text(np.arange(2000) % 61), cell(), steps=64)
 
 
 @pytest.mark.parametrize("mixer", ["resnet-bk", "transformer"])
