@@ -196,18 +196,8 @@ class _Walk:
             spec = balanced.BalanceSpec(n_pairs=n)
             self._study.balance = self._into({}, None, balanced.measure_balance, spec, "words of the balanced pairs")
         for spec in reference_specs(self._params):
-            if self._published_without(judged.measure_reference, spec):
-                continue
             label = f"{spec.model} before training"
             self._into(self._study.references, spec.model, judged.measure_reference, spec, label)
-
-    def _published_without(self, work: CellFunction, spec: Any) -> bool:
-        """Say whether a profile was published before these cells were kept: it is shown by its margins alone then.
-
-        One with word-balanced pairs was not.
-        """
-        shown = self._cells.only_recorded and not self._params.balanced_pairs
-        return shown and not self._cells.store.find(work.identity(spec))
 
     def train(self, model: str) -> None:
         """Sweep the learning rate, then run the report's arms and the tuned ones."""

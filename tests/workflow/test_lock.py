@@ -69,7 +69,7 @@ def test_a_rename_is_shown_to_change_nothing_and_is_signed(copy):
 def test_a_changed_constant_is_named_by_its_first_field_and_asks_for_a_version(copy):
     path = copy / "labkit" / "scaling" / "train.py"
     assert evidence(copy, "sign", "scaling.train").returncode == 0, "so that this machine's own rounding is signed"
-    edit(path, "0.5 * (1 + math.cos(math.pi", "0.25 * (1 + math.cos(math.pi")
+    edit(path.with_name("schedule.py"), "0.5 * (1 + math.cos(math.pi", "0.25 * (1 + math.cos(math.pi")
     signed = (copy / lock.FILE).read_text()
     done = evidence(copy, "check")
     assert done.returncode == 1
