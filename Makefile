@@ -18,8 +18,9 @@ KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MM
            PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
 PROFILES := $(sort $(patsubst params/hardware/%.yaml,%,$(wildcard params/hardware/*.yaml)))
-# Reports on record on HW: those with committed cells are rendered, those recorded before cells were kept judged again.
-ON_RECORD := cells.json.xz results.json
+# Reports published on HW: those with committed cells are rendered, those recorded before cells were kept judged again.
+# Cells alone are those of a run that goes on.
+ON_RECORD := results.json
 RENDERED := $(strip $(foreach r,$(WINGS),$(if $(wildcard $(addprefix figures/$(HW)/$(r)/,$(ON_RECORD))),$(r))))
 SOURCES := labkit tests benchmarks notebooks
 

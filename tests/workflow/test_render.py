@@ -23,7 +23,12 @@ from labkit.workflow.store import ARCHIVE, read_archive, write_archive
 
 REPOSITORY = paths.root()
 FIGURES = REPOSITORY / "figures"
-PUBLISHED = sorted(path.parent.relative_to(FIGURES) for path in FIGURES.glob(f"*/*/{ARCHIVE}"))
+PUBLISHED = sorted(
+    path.parent.relative_to(FIGURES)
+    for path in FIGURES.glob(f"*/*/{ARCHIVE}")
+    if path.with_name("results.json").exists()
+)
+"""What has cells and results; cells alone are those of a run that goes on."""
 HELD = (".csv", "results.json", "claims.json", ARCHIVE)
 """Files that come out the same on every machine."""
 
