@@ -40,6 +40,8 @@ EQUIVALENT: dict[str, str] = {
     "offload/passes.py:135:48 0 -> 1": "what generates text, which no cell does; tests/offload/test_generate.py",
     "inertia/decode.py:153:37 1 -> 2": "times, which goldens leave out; tests/inertia/test_decode.py",
     "hybrid/modal.py:97:40 1.0 -> 1.5": "the scale of a ridge where nothing has moved; every product is 0 then",
+    "offload/passes.py:97:17 == -> !=": "which hidden states are kept for a later pass, which are then computed again",
+    "offload/readers.py:110:48 // -> *": "the last request asks for more than is left, and gets what is left",
     "inertia/matrix.py:219:36 0 -> 1": "a question asked once before the timed ones, whose answer is thrown away",
 }
 """Mutants that change no result, by file, line and change, with the reason."""
@@ -51,6 +53,8 @@ ELSEWHERE = {
     "units.py": "texts of sizes and times, and sizes as people write them; tests/test_units.py",
     "device/here.py": "which limits of memory and cores are found, so what is refused; tests/test_device.py",
     "device/energy.py": "readings of sensors, which goldens leave out; tests/test_device.py",
+    "device/sensors.py": "the same",
+    "offload/head.py:likeliest": "what generates text, which no cell does; tests/offload/test_generate.py",
     "models/revisions.py:own_folder": "folders of the user's own, which no golden has; tests/models/test_revisions.py",
     "progress.py": "what is shown of work under way; tests/test_progress.py",
     "faces.py": "the same",
