@@ -85,9 +85,11 @@ def _draw_depths(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict
         x = np.geomspace(*ends, 80)
         x, y = (np.array([*map(settled, values)]) for values in (x, fit.predict(x, np.full(len(x), depth))))
         axes.plot(x, y, color=look["color"], linewidth=0.8)
-        where = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 7, "color": look["color"]}
+        where = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        where |= {"fontsize": 7, "color": look["color"]}
         axes.annotate(f"{depth:.0f} layers", (x[0], y[0]), **where)
         rows.append(pd.DataFrame({"series": name, "bytes": x, "seconds": y, "n_layers": depth, "kind": "fit"}))
+    axes.set_xlim(left=ends[0] / 2)  # room for the words
     return pd.concat(rows, ignore_index=True)
 
 
