@@ -89,7 +89,7 @@ def _draw_depths(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict
         where |= {"fontsize": 7, "color": look["color"]}
         axes.annotate(f"{depth:.0f} layers", (x[0], y[0]), **where)
         rows.append(pd.DataFrame({"series": name, "bytes": x, "seconds": y, "n_layers": depth, "kind": "fit"}))
-    axes.set_xlim(left=ends[0] / 2)  # room for the words
+    axes.update_datalim([(ends[0] / 1.5, part["seconds"].min())])  # room for the words
     return pd.concat(rows, ignore_index=True)
 
 
