@@ -154,15 +154,16 @@ def admit_run(
 
 
 def _skill(result: Mapping[str, Any], floors: Mapping[str, np.ndarray]) -> tuple[Gate, ...]:
-    blocks, nats = np.asarray(result["block_nats"]), result["position_nats"]
-    first, late = nats[0], float(np.mean(nats[len(nats) // 2 :]))
-    falls = Gate("loss falls along the context", late < first, f"{first:.3f} nats at position 0, {late:.3f} late")
-    return (*(_beats(name, floors[name], blocks) for name in ("unigram", "bigram", "kneser_ney")), falls)
+    blocks = np.asarray(result["block_nats"])
+    beaten = (_saves(f"beats {name}", floors[name], blocks) for name in ("unigram", "bigram", "kneser_ney"))
+    late, alone = np.asarray(result["late_block_nats"]), np.asarray(result["late_alone_block_nats"])
+    return (*beaten, _saves("context helps", alone, late))
 
 
-def _beats(name: str, floor: np.ndarray, blocks: np.ndarray) -> Gate:
-    gain, error = paired_gain(floor, blocks)
-    return Gate(f"beats {name}", gain > 2 * error, f"saves {gain:,.0f} nats, standard error {error:,.0f}")
+def _saves(name: str, worse: np.ndarray, better: np.ndarray) -> Gate:
+    """Compare two predictions of the same tokens, block by block."""
+    gain, error = paired_gain(worse, better)
+    return Gate(name, gain > 2 * error, f"saves {gain:,.0f} nats, standard error {error:,.0f}")
 
 
 def _initial_loss(model: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> Gate:

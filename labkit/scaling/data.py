@@ -80,26 +80,40 @@ def paired_gain(worse: np.ndarray, better: np.ndarray) -> tuple[float, float]:
     return float(saved.sum()), float(saved.std(ddof=1) * np.sqrt(len(saved)))
 
 
+def second_halves(nats: np.ndarray, context: int) -> np.ndarray:
+    """Pick the nats of the second half of each whole window: [n] -> [n // context * (context - context // 2)]."""
+    whole = len(nats) // context * context
+    return nats[:whole].reshape(-1, context)[:, context // 2 :].reshape(-1)
+
+
 @torch.inference_mode()
 def token_nats(
-    model: torch.nn.Module, stream: np.ndarray, context: int, *, batch: int = 32, device: str = "cpu"
+    model: torch.nn.Module,
+    stream: np.ndarray,
+    context: int,
+    *,
+    batch: int = 32,
+    device: str = "cpu",
+    second_half: bool = False,
 ) -> np.ndarray:
     """Score every token of a stream but the first, in windows of `context` tokens that do not overlap.
 
     Args:
         model: ids [B, T] -> logits [B, T, V].
         stream: token ids, shape [n].
+        second_half: cut the first half of each whole window away and score what is left of it: the tokens that
+            `second_halves` picks, with less before them.
 
     Returns:
-        nats of stream[1:], shape [n - 1].
+        nats of stream[1:], shape [n - 1], or of those tokens.
     """
     was_training = model.training
     model.eval()
     ids = torch.as_tensor(stream.astype(np.int64), device=device)
-    n_whole = (len(ids) - 1) // context * context
-    starts = torch.arange(0, n_whole, context, device=device)
-    parts = [_window_nats(model, ids, group, context) for group in starts.split(batch)]
-    if n_whole < len(ids) - 1:
+    n_whole, cut = (len(ids) - 1) // context * context, context // 2 if second_half else 0
+    starts = torch.arange(cut, n_whole, context, device=device)
+    parts = [_window_nats(model, ids, group, context - cut) for group in starts.split(batch)]
+    if n_whole < len(ids) - 1 and not second_half:
         parts.append(_window_nats(model, ids, ids.new_tensor([n_whole]), len(ids) - 1 - n_whole))
     model.train(was_training)
     return torch.cat(parts).double().cpu().numpy()

@@ -21,7 +21,7 @@ import torch
 
 from labkit import corpora, device
 from labkit.scaling.counts import parameter_counts, training_flops
-from labkit.scaling.data import block_sums, load_tokens, token_nats
+from labkit.scaling.data import block_sums, load_tokens, second_halves, token_nats
 from labkit.scaling.optim import adamw, next_token_loss
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.schedule import batches, n_steps, rate_at
@@ -153,7 +153,7 @@ def in_turn(work: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, 
 
 @cell(
     "scaling.train",
-    version=1,
+    version=2,
     data=lambda spec: data.corpus(spec.corpus),
     packages=("tokenizers",),
     timing=("seconds", "peak_bytes"),
@@ -164,8 +164,9 @@ def train_cell(spec: Cell) -> dict[str, Any]:
     """Train a cell's model with its completed schedule and score it on the validation split.
 
     Returns:
-        plain JSON: validation nats by block and by position, training curve, counts, seconds, memory, data-order hash;
-        for several scorings also `scorings`: step, loss and nats by block of each.
+        plain JSON: validation nats by block and by position, those of the second halves of windows with and without the
+        first ones before them, training curve, counts, seconds, memory, data-order hash; for several scorings also
+        `scorings`: step, loss and nats by block of each.
 
     Raises:
         FloatingPointError: the training or validation loss is not finite; the message names the step.
@@ -178,7 +179,8 @@ def train_cell(spec: Cell) -> dict[str, Any]:
     with device.peak_memory(spec.device) as memory:
         model = build(config).to(spec.device)
         curve, seconds, order, scored = _fit(model, tokens, spec, steps)
-    nats = token_nats(model, tokens.validation, spec.context, device=spec.device)
+    score = functools.partial(token_nats, model, tokens.validation, spec.context, device=spec.device)
+    nats = score()
     if not np.isfinite(nats).all():
         raise FloatingPointError(f"the validation loss is {nats.mean()} after the last step, {steps - 1}")
     counts = parameter_counts(config)
@@ -186,6 +188,8 @@ def train_cell(spec: Cell) -> dict[str, Any]:
     return {
         "block_nats": block_sums(nats).tolist(),
         "position_nats": _by_position(nats, spec.context).tolist(),
+        "late_block_nats": block_sums(second_halves(nats, spec.context)).tolist(),
+        "late_alone_block_nats": block_sums(score(second_half=True)).tolist(),
         "loss_nats": float(nats.mean()),
         "train_loss_nats": float(np.mean(tail)),
         "curve": [float(x) for x in _thin(curve)],

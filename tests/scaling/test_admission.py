@@ -386,10 +386,12 @@ HASH = "5" * 64
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    """A run that is well below both floors, with a loss that falls along the context."""
+    """A run that is well below both floors, and predicts a token better for a longer past."""
     good = {
         "block_nats": [300.0] * N_BLOCKS,
         "position_nats": [3.5, 3.2, 3.0, 2.9],
+        "late_block_nats": [140.0] * N_BLOCKS,
+        "late_alone_block_nats": [150.0] * N_BLOCKS,
         "loss_nats": 3.0,
         "train_loss_nats": 2.9,
         "n_counted": 1000,
@@ -450,12 +452,16 @@ def test_run_made_wrong_in_one_way_fails_that_gate(changes: dict[str, Any], gate
     assert failed_run(run(**changes)) == {gate}
 
 
-@pytest.mark.parametrize("nats", [[2.9, 3.0, 3.2, 3.5], [3.0, 3.0, 3.0, 3.0]])
-def test_a_loss_that_does_not_fall_along_the_context_is_told_and_refuses_nothing(nats: list[float]) -> None:
-    admission = admit_run(run(position_nats=nats), floors(), HASH, 4096)
-    assert "loss falls along the context" in not_shown(admission)
+@pytest.mark.parametrize(("errors", "shown"), [(2.1, True), (1.9, False), (-5.0, False)])
+def test_whether_context_helps_is_asked_of_the_same_tokens_and_refuses_nothing(errors: float, shown: bool) -> None:
+    saved = np.random.default_rng(1).normal(0, 5, N_BLOCKS)
+    saved += errors * saved.std(ddof=1) / np.sqrt(N_BLOCKS) - saved.mean()
+    late = np.full(N_BLOCKS, 140.0)
+    changes = {"late_block_nats": late.tolist(), "late_alone_block_nats": (late + saved).tolist()}
+    admission = admit_run(run(**changes), floors(), HASH, 4096)
+    assert ("context helps" not in not_shown(admission)) == shown
     assert admission.ok
-    assert "not shown: loss falls along the context" in admission.not_shown()
+    assert ("not shown: context helps" in admission.not_shown()) == (not shown)
 
 
 def test_loss_that_is_not_a_number_is_refused() -> None:

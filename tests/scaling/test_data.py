@@ -16,7 +16,16 @@ from scipy import stats
 
 from labkit.corpora import Tokens, ngrams
 from labkit.scaling.baselines import Baselines, measure_baselines
-from labkit.scaling.data import FLOORS, N_BLOCKS, GridData, block_sums, load_tokens, paired_gain, token_nats
+from labkit.scaling.data import (
+    FLOORS,
+    N_BLOCKS,
+    GridData,
+    block_sums,
+    load_tokens,
+    paired_gain,
+    second_halves,
+    token_nats,
+)
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.transformer import Transformer, TransformerConfig
 
@@ -53,6 +62,20 @@ def one_window_at_a_time(model: torch.nn.Module, stream: np.ndarray, context: in
             log_p = model(window[None, :-1])[0].double().log_softmax(-1)
             nats += [-log_p[i, token].item() for i, token in enumerate(window[1:])]
     return nats
+
+
+@pytest.mark.parametrize("context", [CONTEXT, CONTEXT - 1])
+def test_second_halves_alone_are_the_same_tokens_with_less_before_them(tokens: Tokens, context: int) -> None:
+    model, stream = language_model("transformer").eval(), tokens.validation[: 7 * context + 9]
+    alone = token_nats(model, stream, context, second_half=True)
+    targets = second_halves(stream[1:], context)
+    expected = []
+    for start in range(context // 2, 7 * context, context):
+        expected += one_window_at_a_time(model, stream[start : start + context - context // 2 + 1], context)
+    assert len(alone) == len(targets) == 7 * (context - context // 2)
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-5)
+    late = second_halves(token_nats(model, stream, context), context)
+    assert np.abs(late - alone).max() > 0.1, "a model with attention notices what was cut away"
 
 
 @pytest.mark.parametrize("kind", ["resnet-bk", "transformer"])

@@ -77,6 +77,8 @@ def made_up_cell(grid: Grid, cell: Cell, loss: Loss) -> tuple[Cell, dict[str, An
     return cell, {
         "block_nats": (text * (nats * n_tokens / text.sum())).tolist(),
         "position_nats": [nats + 1, *[nats] * (cell.context - 1)],
+        "late_block_nats": (text * nats).tolist(),
+        "late_alone_block_nats": (text * (nats + 0.1)).tolist(),
         "loss_nats": nats,
         "train_loss_nats": nats - 0.05,
         "n_total": counts.total,

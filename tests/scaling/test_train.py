@@ -312,6 +312,8 @@ def test_scores_add_up() -> None:
     assert sum(result["block_nats"]) == pytest.approx(result["loss_nats"] * n)
     assert len(result["position_nats"]) == 32
     assert np.mean(result["position_nats"]) == pytest.approx(result["loss_nats"], rel=1e-3)
+    late = np.mean(result["position_nats"][16:]) * (n // 32 * 16)
+    assert sum(result["late_block_nats"]) == pytest.approx(late)
 
 
 def test_training_lowers_the_loss_on_held_out_text() -> None:
