@@ -117,6 +117,8 @@ class PredictPhase(Params):
     """Model of the report's own protocol on random tokens."""
     original_vocab_size: Annotated[PositiveInt, Layer.SCOPE]
     """Its vocabulary."""
+    original_seeds: Annotated[list[int], Field(min_length=1), Layer.SCOPE]
+    """Seeds of its runs with the report's initialisation; one has no interval, and decides nothing."""
     memory_steps: Annotated[PositiveInt, Layer.SCOPE]
     """Predicted steps over which memory is followed."""
     original_steps: Annotated[PositiveInt, Layer.SCIENCE]

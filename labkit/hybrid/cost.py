@@ -9,7 +9,7 @@ from labkit.cost import Cost
 from labkit.hybrid.arms import ARMS, Arm
 from labkit.hybrid.contest import Contest
 from labkit.hybrid.frontier import DECAY, read_steps
-from labkit.hybrid.study import make_study, n_cells, n_oracles
+from labkit.hybrid.study import make_study, n_cells, n_oracles, original_specs
 from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
 from labkit.schema_predict_phase import PredictPhase
 from labkit.units import GIB
@@ -32,14 +32,15 @@ def plan_study(params: PredictPhase) -> Cost:
     work = [_work(contest) for contest in study.contests()]
     oracle = _ORACLE_RUNS * n_oracles(params) * params.steps * params.batch_size * params.context
     original = n_parameters(params.original_task, params.original_vocab_size, 1024)
-    original_tokens = 2 * 2 * params.original_steps * params.original_batch_size * params.original_context
+    n_runs = 2 * len(original_specs(params))
+    original_tokens = n_runs * params.original_steps * params.original_batch_size * params.original_context
     tokens = sum(n for n, _ in work) + oracle + original_tokens
     flops = (
         sum(n * each for n, each in work) + 6.0 * values_of(study.scratch) * oracle + 6.0 * original * original_tokens
     )
     return Cost(
         n_cells=n_cells(params),
-        pieces="cells (runs tuned and compared, the report's protocol, oracle, memory)",
+        kinds="runs tuned and compared, the report's protocol, oracle, memory",
         tokens=tokens,
         flops=flops,
         flops_per_second=params.workers * rate,

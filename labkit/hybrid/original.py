@@ -28,6 +28,10 @@ INITIALISATIONS = ("published", "usual")
 """Embeddings N(0, 1) and linear maps as Burn draws them, or every matrix N(0, 0.02^2)."""
 ARMS = ("baseline", "hybrid", "memory_optimized")
 """What a run of the protocol trains, from the same weights."""
+LEARNED = 0.02
+"""Share of its first loss that a baseline must lose for a ratio of two curves to mean something."""
+LEAST_SEEDS = 3
+"""Runs from which an interval says something."""
 _TAIL = 5
 
 
@@ -152,13 +156,19 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
     final = {name: statistics.fmean(result[name]["loss"][-_TAIL:]) for name in time_of}
     found = {
         "full_over_forward": full / _median(hybrid, updates=False),
-        "loss_gap_percent": 100 * (final["hybrid"] / final["baseline"] - 1),
+        "loss_gap_percent/original": 100 * (final["hybrid"] / final["baseline"] - 1),
     }
     for name, arm in (("original", hybrid), ("memory_optimized", optimized)):
         own = "hybrid" if arm is hybrid else "memory_optimized"
         found[f"time_ratio/{name}"] = time_of["baseline"] / time_of[own]
         found[f"equal_loss_speed/{name}"] = steps_to(base["loss"], final[own]) * full / time_of[own]
     return found | {f"final_loss/{name}": value for name, value in final.items()}
+
+
+def learned(result: dict[str, Any]) -> bool:
+    """Say whether the baseline lost so much that what is read off its curve is more than noise around a floor."""
+    losses = result["baseline"]["loss"]
+    return statistics.fmean(losses[-_TAIL:]) < (1 - LEARNED) * losses[0]
 
 
 def _median(arm: dict[str, Any], *, updates: bool) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from scipy import stats as scipy_stats
 
+from labkit import stats
 from labkit.hybrid import original
 from labkit.hybrid.config import REPORT, HybridConfig
 from labkit.hybrid.phases import Phase, PhaseMachine
@@ -73,12 +75,42 @@ def n_parameters(name: str) -> int:
 
 
 def original_results(study: Study) -> dict[str, Number]:
-    """Return the ratios of the report's own protocol with the initialisation that it had; only its own model counts."""
+    """Return the ratios of the report's own protocol with the initialisation that it had; only its own model counts.
+
+    Over seeds: Student's interval of the logarithms of ratios, and of the gap itself.
+    """
     if study.params.original_task != "gpt2" or "published" not in study.originals:
         return {}
-    found = original.summary(study.originals["published"])
-    found["loss_gap_percent/original"] = found.pop("loss_gap_percent")
-    return {key: number(found[key], unit) for key, unit in ORIGINAL.items()}
+    runs = study.originals["published"]
+    summaries = [original.summary(run) for run in runs]
+    seconds = sum(map(_seconds, runs))
+    void = _read_off_noise(study)
+    return {
+        key: _over_seeds([one[key] for one in summaries], unit, seconds)
+        for key, unit in ORIGINAL.items()
+        if key not in void
+    }
+
+
+def _read_off_noise(study: Study) -> dict[str, Any]:
+    """Say what the protocol cannot tell because a baseline learned nothing: all that is read off its curve."""
+    if all(map(original.learned, study.originals.get("published", []))):
+        return {}
+    needs = {"why": f"void: a baseline lost less than {100 * original.LEARNED:g} % of its first loss"}
+    return {key: needs for key in ORIGINAL if key.startswith(("equal_loss", "loss_gap"))}
+
+
+def _over_seeds(values: Sequence[float], unit: str, seconds: float) -> Number:
+    if len(values) == 1:
+        return number(values[0], unit, note="one seed")
+    own = stats.mean_ci(values) if unit else stats.ratio_ci(values, [1.0] * len(values))
+    told = {"n_seeds": len(values), "seconds": seconds, "note": f"{len(values)} seeds"}
+    return number(own.estimate, unit, [own.low, own.high], **told)
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    """Return the seconds that the arms of a run of the protocol took; they run one after the other."""
+    return sum(sum(run[name]["seconds"]) for name in original.ARMS)
 
 
 def growth_results(study: Study) -> dict[str, Number]:
@@ -131,7 +163,7 @@ def out_of_reach(study: Study, judgements: Sequence[Judgement] = ()) -> dict[str
 
 def _of_the_original(study: Study) -> dict[str, Any]:
     if study.params.original_task == "gpt2":
-        return {}
+        return _read_off_noise(study)
     why = f"the report's protocol ran on {study.params.original_task} here, not on GPT-2 small"
     needs: dict[str, Any] = {"why": why, "gib": 16 * n_parameters("gpt2") / GIB}
     needs |= {"seconds": _seconds_on_gpt2(study)} if study.originals else {}
@@ -139,12 +171,13 @@ def _of_the_original(study: Study) -> dict[str, Any]:
 
 
 def _seconds_on_gpt2(study: Study) -> float:
-    """Scale by parameters the seconds that every arm of the small model's protocol took, with each initialisation.
+    """Scale by parameters the seconds of the small model's protocol: what decides, and once the other initialisation.
 
-    The steps are timed, so the arms run one after the other; the report has one seed, and so has the protocol.
+    The steps are timed, so the arms and seeds run one after the other.
     """
-    return sum(
-        sum(result[name]["seconds"]) * n_parameters("gpt2") / result["parameters"]
-        for result in study.originals.values()
-        for name in original.ARMS
-    )
+    seconds = 0.0
+    for name, runs in study.originals.items():
+        n_seeds = max(len(runs), original.LEAST_SEEDS) if name == "published" else 1
+        scale = n_parameters("gpt2") / runs[0]["parameters"]
+        seconds += n_seeds * scale * statistics.fmean(map(_seconds, runs))
+    return seconds

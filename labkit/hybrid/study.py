@@ -53,8 +53,8 @@ class Study:
     """Single settings at the longest budget, all at the baseline's rate; None where the profile leaves them out."""
     by_batch: dict[int, Contest] = field(default_factory=dict)
     """The comparison from scratch again with other batch sizes, by windows of a step."""
-    originals: dict[str, Json] = field(default_factory=dict)
-    """What `original.measure_original` returned, by initialisation."""
+    originals: dict[str, list[Json]] = field(default_factory=dict)
+    """What `original.measure_original` returned, by initialisation: a run a seed."""
     oracles: dict[int, Json] = field(default_factory=dict)
     """What `oracle.measure_oracle` returned from scratch, by seed."""
     adapted_oracles: dict[int, Json] = field(default_factory=dict)
@@ -89,8 +89,9 @@ def run_study(params: PredictPhase) -> Study:
     with _at_work(study) as pool:
         runner = _Runner(study, pool)
         for spec in original_specs(params):
-            if found := runner.one(original.measure_original, spec, f"original, {spec.initialisation} init"):
-                study.originals[spec.initialisation] = found
+            label = f"original, {spec.initialisation} init, seed {spec.seed}"
+            if found := runner.one(original.measure_original, spec, label):
+                study.originals.setdefault(spec.initialisation, []).append(found)
         for contest in study.contests():
             tune(contest, runner)
         if study.cells.unknown:
@@ -247,7 +248,12 @@ def _tell(label: str, about: Mapping[str, Any], result: Mapping[str, Any]) -> No
 
 
 def original_specs(params: PredictPhase) -> list[OriginalSpec]:
-    """Return the report's protocol with both initialisations; it runs alone, so it has the threads of all workers."""
+    """Return the report's protocol on its seeds, and once with the other initialisation.
+
+    It runs alone, so it has the threads of all workers.
+    """
+    published, usual = original.INITIALISATIONS
+    runs = [*((published, seed) for seed in params.original_seeds), (usual, params.original_seeds[0])]
     return [
         OriginalSpec(
             task=params.original_task,
@@ -257,11 +263,11 @@ def original_specs(params: PredictPhase) -> list[OriginalSpec]:
             batch_size=params.original_batch_size,
             context=params.original_context,
             learning_rate=params.original_learning_rate,
-            seed=0,
+            seed=seed,
             device=params.device,
             threads=params.workers * params.threads,
         )
-        for initialisation in original.INITIALISATIONS
+        for initialisation, seed in runs
     ]
 
 
@@ -285,13 +291,7 @@ def n_adapted_oracles(params: PredictPhase) -> int:
 
 def n_cells(params: PredictPhase) -> int:
     """Return the cells of a study whose sweeps need no extension."""
-    n = (
-        len(original.INITIALISATIONS)
-        + n_oracles(params)
-        + n_adapted_oracles(params)
-        + len(params.noise_batch_sizes)
-        + 1
-    )
+    n = len(original_specs(params)) + n_oracles(params) + n_adapted_oracles(params) + len(params.noise_batch_sizes) + 1
     for contest in make_study(params).contests():
         n += n_tuned(contest) + n_compared(contest)
         n += contest.deciding + (contest.deciding and contest.task not in (CNN, *ADAPTED))

@@ -7,56 +7,56 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
 from labkit.hybrid import original
 from labkit.hybrid.arms import ARMS
 from labkit.hybrid.contest import Contest
 from labkit.hybrid.protocol import Judgement
+from labkit.hybrid.results import ORIGINAL
 from labkit.hybrid.speed import BASELINE, frontier
 from labkit.hybrid.study import Study
 from labkit.stats import ratio_ci
 from labkit.units import MIB
 
-LEARNED = 0.02
-"""Share of its first loss that a baseline must lose for a ratio of two curves to mean something."""
-
 
 def original_table(study: Study) -> pd.DataFrame:
     """Return one row an initialisation: losses against ln V, time for as many steps, speed at equal loss.
 
-    Where the baseline's last loss is not below its first by LEARNED, nothing was learned: the curves are noise
-    around the floor, and gap and speed, which would be read off noise, are left empty.
+    Means over seeds, geometric ones of ratios. Where a baseline learned nothing (`original.learned`) the curves are
+    noise around the floor; gap and speed, which would be read off noise, are left empty.
     """
     rows = []
-    for name, result in study.originals.items():
-        found = original.summary(result)
-        first = result["baseline"]["loss"][0]
-        learned = found["final_loss/baseline"] < (1 - LEARNED) * first
+    for name, runs in study.originals.items():
+        found = pd.DataFrame([original.summary(run) for run in runs])
+        ratio = {key: scipy_stats.gmean(found[key]) for key, unit in ORIGINAL.items() if not unit}
+        learned = all(map(original.learned, runs))
         rows.append(
             {
                 "initialisation": name,
-                "first loss": first,
+                "seeds": len(runs),
+                "first loss": np.mean([run["baseline"]["loss"][0] for run in runs]),
                 "ln V": float(np.log(study.params.original_vocab_size)),
-                "baseline, last": found["final_loss/baseline"],
-                "original, last": found["final_loss/hybrid"],
-                "gap, %": found["loss_gap_percent"] if learned else np.nan,
-                "time for 50 steps": found["time_ratio/original"],
-                "speed at equal loss": found["equal_loss_speed/original"] if learned else np.nan,
-                "step over forward": found["full_over_forward"],
+                "baseline, last": found["final_loss/baseline"].mean(),
+                "original, last": found["final_loss/hybrid"].mean(),
+                "gap, %": found["loss_gap_percent/original"].mean() if learned else np.nan,
+                "time for 50 steps": ratio["time_ratio/original"],
+                "speed at equal loss": ratio["equal_loss_speed/original"] if learned else np.nan,
+                "step over forward": ratio["full_over_forward"],
             }
         )
     return pd.DataFrame(rows)
 
 
 def original_curves(study: Study) -> pd.DataFrame:
-    """Return the loss of every step of the report's protocol: initialisation, arm, step, seconds, loss."""
+    """Return the loss of every step of the report's protocol on its first seed: initialisation, arm, step, seconds."""
     rows = []
-    for name, result in study.originals.items():
-        for arm in ("baseline", "hybrid", "memory_optimized"):
-            seconds = np.cumsum(result[arm]["seconds"])
+    for name, runs in study.originals.items():
+        for arm in original.ARMS:
+            seconds = np.cumsum(runs[0][arm]["seconds"])
             rows += [
                 {"initialisation": name, "arm": arm, "step": i + 1, "seconds": float(s), "loss": loss}
-                for i, (s, loss) in enumerate(zip(seconds, result[arm]["loss"], strict=True))
+                for i, (s, loss) in enumerate(zip(seconds, runs[0][arm]["loss"], strict=True))
             ]
     return pd.DataFrame(rows)
 

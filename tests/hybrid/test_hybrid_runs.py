@@ -203,7 +203,7 @@ def test_the_time_of_an_arm_is_built_from_its_kinds_of_step():
     assert found["time_ratio/original"] == pytest.approx(100 / (30 + 17.5))
     # The baseline's mean of five is at the hybrid's 36 after 17 steps.
     assert found["equal_loss_speed/original"] == pytest.approx(17 * 2 / 47.5)
-    assert found["loss_gap_percent"] == pytest.approx(100 * (36 / 3 - 1))
+    assert found["loss_gap_percent/original"] == pytest.approx(100 * (36 / 3 - 1))
 
 
 def test_the_oracles_race_is_the_comparisons_run(baseline):
