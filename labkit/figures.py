@@ -158,6 +158,7 @@ def save(
 ) -> Figure:
     """Write name.png, name.svg and name.csv into out_dir, each in one step, and close the figure.
 
+    The caption is printed over the figure, unless it has a title or a legend with one.
     Nothing is written unless all three can be. A named index of `data` becomes columns of the twin; a nameless one is
     row numbering and stays out.
 
@@ -168,6 +169,7 @@ def save(
     """
     _check(name, data, alt, caption)
     record = _to_json(name, provenance)
+    _print_title(fig, caption)
     _freeze_layout(fig)
     png = {"Title": caption, "Description": alt, "labkit": record, "Software": None}
     svg = {"Title": alt, "Description": record, "Date": None, "Creator": None}
@@ -229,6 +231,12 @@ def _to_json(name: str, provenance: Mapping[str, Any]) -> str:
         return json.dumps(dict(provenance), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"figure {name}: provenance does not fit into JSON: {error}") from error
+
+
+def _print_title(fig: matplotlib.figure.Figure, caption: str) -> None:
+    """Print what a figure shows over it. Layout keeps no room between a title and a legend above: that has its own."""
+    if not fig.get_suptitle() and not any(legend.get_title().get_text() for legend in fig.legends):
+        fig.suptitle(caption.removesuffix("."), fontsize=mpl.rcParams["axes.titlesize"])
 
 
 def _freeze_layout(fig: matplotlib.figure.Figure) -> None:

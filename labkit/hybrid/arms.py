@@ -84,7 +84,7 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "adamw": Arm(words="AdamW, rate tuned"),
-    "adamw-tail": Arm(tail_average=True, tuned_as="adamw", words="the same, average of the last weights read out"),
+    "adamw-tail": Arm(tail_average=True, tuned_as="adamw", words="AdamW, average of the last weights read out"),
     "lookahead": Arm(
         hybrid={"predictor": "outer-nesterov", "outer_steps": 5, "outer_rate": 0.5, "outer_momentum": 0.0},
         words="Lookahead over AdamW",
@@ -226,7 +226,7 @@ ARMS |= {
 }
 ARMS |= {
     "constant-ema": _read_from("constant", MEANS, "AdamW at a constant rate, exponential mean read out"),
-    "constant-rre": _read_from("constant", RIDGES, "the same, reduced-rank extrapolation read out"),
+    "constant-rre": _read_from("constant", RIDGES, "AdamW at a constant rate, reduced-rank extrapolation read out"),
     "muon-constant-ema": _read_from("muon-constant", MEANS, "Muon at a constant rate, exponential mean read out"),
     "muon-constant-rre": _read_from("muon-constant", RIDGES, "the same, reduced-rank extrapolation read out"),
     "block-trend-tuned": Arm(

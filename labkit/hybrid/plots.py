@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures import style
+from labkit.hybrid.arms import ARMS
 from labkit.hybrid.config import MEMORY_OPTIMIZED_BATCH, UPDATES
 from labkit.hybrid.protocol import Judgement
 from labkit.hybrid.speed import BASELINE
@@ -107,7 +108,7 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
             for own in judgements
         ]
     )
-    fig, axes = plt.subplots(figsize=(7.6, 0.36 * len(rows) + 1.4))
+    fig, axes = plt.subplots(figsize=(9.0, 0.36 * len(rows) + 1.4))
     marks = {"": "o", "at least": ">", "at most": "<"}
     for place, row in enumerate(rows.itertuples()):
         axes.plot([row.low, row.high], [place, place], color=_GREY, linewidth=2)
@@ -122,7 +123,8 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
 
 
 def _with_jumps(arm: str, jumps: float | None) -> str:
-    return arm if jumps is None or np.isnan(jumps) else f"{arm}, {jumps:.0f} jumps"
+    told = f"{arm} ({ARMS[arm].words})"
+    return told if jumps is None or np.isnan(jumps) else f"{told}, {jumps:.0f} jumps"
 
 
 def _ticks(rows: pd.DataFrame) -> list[float]:
@@ -146,7 +148,7 @@ def phase_timeline(decisions: pd.DataFrame) -> Drawing:
         axes.plot(drawn["step"][chosen], change[chosen], label=name, **looks[name] | {"linestyle": "none"})
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.set(xlabel="nominal step", ylabel="loss of fresh training text after\nthe jump less that before, nats")
-    fig.legend(loc="outside upper right", ncols=2)
+    fig.legend(loc="outside lower center", ncols=2)
     return fig, drawn
 
 
@@ -218,7 +220,8 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
     for arm in names:
         part = rows[rows["arm"] == arm].sort_values("batch over noise scale")
         ends = np.abs(part[["low", "high"]].to_numpy().T - part["speed"].to_numpy())
-        axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **looks[arm])
+        look = looks[arm] | ({} if len(part) > 2 else {"linestyle": "none"})  # two points are no trend
+        axes.errorbar(part["batch over noise scale"], part["speed"], yerr=ends, capsize=3, label=arm, **look)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="windows of a step over the gradient's noise scale", ylabel="times the speed of tuned AdamW")
     if names:  # none where a profile leaves batch sizes out
