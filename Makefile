@@ -13,6 +13,8 @@ FRESH   ?=
 ANYWHERE ?=
 UNCOMMITTED ?=
 LAB     ?=
+# What git keeps of a notebook, whatever JupyterLab saves: sources, and the outputs that tests compare.
+STRIP   := $(BIN)/python -m labkit.workflow.sources
 # What labkit.kernels says that a kernel should find.
 KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
            PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
@@ -48,6 +50,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab,track]'
 	install -D -m 644 notebooks/jupyterlab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json
+	@git config filter.labkit-notebook.clean '$(STRIP)' || echo "no git repository here: notebooks are kept as they are saved"
 	@touch $@
 
 figures: $(WINGS) claims  ## run every notebook that is not up to date and publish figures/HW
@@ -93,12 +96,12 @@ aim: $(READY)  ## serve the board of tracked runs on 127.0.0.1:53800
 lint: $(READY)  ## check style without changing anything
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/nbstripout --verify --keep-count --keep-id $(wildcard notebooks/*.ipynb)
+	$(STRIP) --verify $(wildcard notebooks/*.ipynb)
 
 format: $(READY)  ## fix style and strip the notebooks
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
-	$(BIN)/nbstripout --keep-count --keep-id $(wildcard notebooks/*.ipynb)
+	$(STRIP) $(wildcard notebooks/*.ipynb)
 
 status: $(READY)  ## what is stale on HW, and why
 	$(BIN)/labkit status --hw $(HW)
@@ -112,3 +115,4 @@ clean:  ## remove runs, caches and build leftovers; published figures stay
 
 distclean: clean  ## clean, and remove .venv
 	rm -rf $(VENV)
+	@git config --unset filter.labkit-notebook.clean || true

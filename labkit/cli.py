@@ -60,6 +60,10 @@ Uncommitted = Annotated[
     bool,
     typer.Option("--uncommitted", help="Publish although no commit holds what makes the figures; marks the record."),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="With -p: publish over the profile's figures, not in runs/PROFILE/REPORT/custom."),
+]
 
 
 @app.command()
@@ -71,15 +75,21 @@ def run(
     fresh: Fresh = False,
     anywhere: Anywhere = False,
     uncommitted: Uncommitted = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT."""
+    """Execute a report's notebook and publish its figures under figures/PROFILE/REPORT.
+
+    With -p the figures go to runs/PROFILE/REPORT/custom.
+    """
     from labkit import run as runner
     from labkit.workflow.cells import ANYWHERE, FRESH
 
     os.environ |= {name: "1" for name, asked in ((FRESH, fresh), (ANYWHERE, anywhere)) if asked}
 
     try:
-        runner.run(report, hw, _overrides(param), say=console.print, track=track, uncommitted=uncommitted)
+        runner.run(
+            report, hw, _overrides(param), say=console.print, track=track, uncommitted=uncommitted, overwrite=overwrite
+        )
     except KeyboardInterrupt:
         # asyncio would print the traceback of the interrupted cell below the one line that matters.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -10,6 +10,7 @@ from labkit import claims, params, paths, record, units
 from labkit.files import write_atomically
 from labkit.schema import Params
 from labkit.workflow import evidence
+from labkit.workflow.sources import source_hash
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
@@ -21,8 +22,8 @@ def inputs_of(report: str, hardware: str) -> list[Path]:
 
 
 def input_hashes(report: str, hardware: str) -> dict[str, str]:
-    """Return the sha256 of each input by its name within the repository."""
-    return {_name(path): record.file_hash(path) for path in inputs_of(report, hardware)}
+    """Return the hash of each input by its name within the repository, whatever a notebook's outputs are."""
+    return {_name(path): source_hash(path) for path in inputs_of(report, hardware)}
 
 
 def mark_done(report: str, hardware: str, inputs: Mapping[str, str], *, custom: bool) -> None:

@@ -18,6 +18,8 @@ from labkit import params, paths
 from labkit.faces import HEADLESS
 from labkit.plan import describe, plan
 
+_CHOICE = "_chosen_profile"
+"""Name in the notebook's namespace: what the parameters cell said when a profile was chosen, and that profile."""
 _HOW = "Run \N{BLACK RIGHT-POINTING SMALL TRIANGLE} Run Selected Cell and All Below"
 
 
@@ -32,6 +34,7 @@ class Controls:
             namespace: the notebook's `globals()`; a choice sets its parameters, `cfg` and `out_dir`.
         """
         self._report, self._namespace = report, namespace
+        self._stated = namespace["cfg"].model_dump()
         hardware = namespace["cfg"].hardware
         names = paths.profiles()
         self.choice = widgets.Dropdown(options=names, value=hardware if hardware in names else None)
@@ -41,10 +44,24 @@ class Controls:
         self._words.value = _paragraph(self.text)
         self.choice.observe(self._switch, names="value")
         self.widget = widgets.VBox([self.choice, self._words])
+        self._keep(*namespace.get(_CHOICE, ({}, "")))
+
+    def _keep(self, stated: dict[str, Any], chosen: str) -> None:
+        """Choose again what was chosen in this kernel while the parameters cell said what it says now.
+
+        "Run All" runs that cell, too; without this it would go back to its profile behind the reader's back. A cell
+        that was edited since is what the reader wants.
+        """
+        if chosen in self.choice.options and stated == self._stated and chosen != self.choice.value:
+            self.choice.value = chosen
+            back = "To go back, choose another, edit the parameters, or restart the kernel"
+            self.text = f"{chosen} was chosen before and is kept. {back}.\n{self.text}"
+            self._words.value = _paragraph(self.text)
 
     def _switch(self, change: Any) -> None:
         """Set what the notebook's parameters cell and the cell after it have set."""
         chosen = params.resolve(self._report, change["new"])
+        self._namespace[_CHOICE] = (self._stated, chosen.hardware)
         self._namespace.update(chosen.model_dump())
         self._namespace.update(cfg=chosen, out_dir=paths.staging(chosen.hardware, self._report))
         self.text = f"{describe(chosen, plan(chosen))}\nThe cells below run on {chosen.hardware}: {_HOW}."

@@ -77,6 +77,11 @@ def figures(hardware: str, report: str) -> Path:
     return figures_of(output_root(), hardware, report)
 
 
+def custom(hardware: str, report: str) -> Path:
+    """Return where a run with values of its own publishes: beside the work on it, not over the profile's figures."""
+    return runs(hardware, report) / "custom"
+
+
 def figures_of(folder: Path, hardware: str, report: str) -> Path:
     """Return the folder of a report's figures on a profile below the folder that holds figures/."""
     return folder / "figures" / hardware / report

@@ -53,11 +53,20 @@ class Heartbeat:
     """Resident memory of that process and its children."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Work that was interrupted and goes on where it was when it is run again: a notebook shows this one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython what to show; where the work was when somebody pressed stop says nothing."""
+        return [str(self)]
+
+
 class Progress:
     """Follow `total` items of work: a context manager with `advance` for work done and `skip` for items already there.
 
     The estimate of the time left comes from the items worked on: cached ones cost nothing and count for nothing. When
-    the block raises, the last line and the heartbeat name the exception.
+    the block raises, the last line and the heartbeat name the exception. A block of resumable work that is interrupted
+    ends in `Stopped`.
     """
 
     def __init__(
@@ -112,6 +121,8 @@ class Progress:
             beat = replace(beat, eta_seconds=None, message=_why_stopped(kind, error, self._resumable))
         beat = self._write(beat)
         self._face.stop(beat.done, beat.total, f"{describe(beat)}, after {format_seconds(self._clock() - self._begun)}")
+        if self._resumable and isinstance(error, KeyboardInterrupt):
+            raise Stopped(f"stopped: {beat.done} of {beat.total} are kept, run it again to go on") from None
 
     def advance(self, n: int = 1, message: str = "") -> None:
         """Count n items as worked on, with a remark to show beside them."""

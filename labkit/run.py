@@ -46,16 +46,20 @@ def run(
     *,
     track: str | None = None,
     uncommitted: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Execute a report's notebook on a profile and publish its outputs.
+
+    A run with values of its own is marked `custom` and goes to a folder of its own, `paths.custom`.
 
     Args:
         report: which report.
         hardware: which profile.
-        overrides: values for this run only; the run is then marked `custom` and `make` does not count it as done.
+        overrides: values for this run only.
         say: receives the lines meant for people.
         track: tracker that follows the run, "none" for no tracker; by default the profile's.
         uncommitted: publish figures that git keeps although no commit holds what makes them; the record then says so.
+        overwrite: publish over the profile's figures what has values of its own; `make` does not count it as done.
 
     Returns:
         the published folder.
@@ -68,15 +72,16 @@ def run(
             figures are untouched.
     """
     resolved, tracker = params.resolve(report, hardware, overrides), choose(track, hardware)
+    place = paths.custom if overrides and not overwrite else paths.figures
     if not uncommitted:
-        committed.refuse_uncommitted(paths.figures(hardware, report))
+        committed.refuse_uncommitted(place(hardware, report))
     cost = plan(resolved)
     say(describe(resolved, cost))
     _refuse(doctor(resolved, cost))
     _refuse_changed_behaviour(report, say)
     following = follow(tracker, report, hardware, say)
     with exclusive(report, hardware), following as board:
-        published = _make(resolved, overrides, say, {})
+        published = _make(resolved, place(hardware, report), overrides, say, {})
         board.figures(published)
     return published
 
@@ -112,7 +117,7 @@ def render(report: str, hardware: str, say: Callable[[str], None] = print, *, un
         remedy = f"`labkit run {report} --hw {hardware}` computes them"
         raise ValueError(f"{report} on {hardware}: {len(lacking)} cells are not on record; {remedy}\n{listed}")
     with exclusive(report, hardware):
-        return _make(resolved, None, say, {RENDER: "1"})
+        return _make(resolved, paths.figures(hardware, report), None, say, {RENDER: "1"})
 
 
 def _judge_again(report: str, hardware: str, say: Callable[[str], None]) -> Path | None:
@@ -124,13 +129,17 @@ def _judge_again(report: str, hardware: str, say: Callable[[str], None]) -> Path
 
 
 def _make(
-    resolved: Params, overrides: Mapping[str, Any] | None, say: Callable[[str], None], environment: Mapping[str, str]
+    resolved: Params,
+    final: Path,
+    overrides: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+    environment: Mapping[str, str],
 ) -> Path:
     """Execute the notebook into a fresh folder and publish it in one step."""
     report, hardware = resolved.report_id(), resolved.hardware
-    with publish.staging(paths.figures(hardware, report)) as staging:
+    with publish.staging(final) as staging:
         started, inputs = time.time(), input_hashes(report, hardware)
-        changed = committed.uncommitted(paths.figures(hardware, report))
+        changed = committed.uncommitted(final)
         # Another machine's record that is shown here is no run: `make figures` still has to make one.
         counts = not environment or was_run_here(report, hardware)
         executed = _execute(resolved, staging, say, environment)
@@ -139,9 +148,10 @@ def _make(
         _write_notebook(executed, staging)
         ran = record.last_run(report, hardware) if environment else record.this_run(time.time() - started)
         record.write_run(staging, resolved, ran, inputs, overrides, changed)
-        published = publish.swap_in(staging, paths.figures(hardware, report))
+        published = publish.swap_in(staging, final)
         os.replace(executed, executed.with_name("executed.ipynb"))
-        mark_done(report, hardware, inputs, custom=bool(overrides) or not counts)
+        if final == paths.figures(hardware, report):
+            mark_done(report, hardware, inputs, custom=bool(overrides) or not counts)
     for cell in _failed_cells(published):
         say(f"NOT MEASURED  {cell}")
     say(f"published {published} in {units.format_seconds(time.time() - started)}")

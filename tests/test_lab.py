@@ -96,3 +96,55 @@ def test_jupyterlab_asks_no_question_at_its_first_start() -> None:
         "jupyterlab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json"
         in (paths.root() / "Makefile").read_text()
     )
+
+
+def run_all(namespace: dict, hardware: str, **edited: object) -> lab.Controls:
+    """Run the cells down to the control, as "Run All" does, with the parameters cell of a profile."""
+    namespace |= params.resolve("scaling_grid", hardware).model_dump() | edited
+    namespace["cfg"] = params.collect("scaling_grid", namespace)
+    return lab.controls("scaling_grid", namespace)
+
+
+def test_run_all_does_not_go_back_behind_the_readers_back() -> None:
+    namespace: dict = {}
+    run_all(namespace, "ci").choice.value = "cpu"
+    panel = run_all(namespace, "ci")
+    assert namespace["cfg"].hardware == panel.choice.value == "cpu"
+    assert str(panel).startswith("cpu was chosen before and is kept.")
+    panel.choice.value = "ci"
+    assert run_all(namespace, "ci").choice.value == "ci"
+
+
+def test_an_edited_parameters_cell_wins_over_an_earlier_choice() -> None:
+    namespace: dict = {}
+    run_all(namespace, "ci").choice.value = "cpu"
+    panel = run_all(namespace, "ci", workers=1)
+    assert (namespace["cfg"].hardware, namespace["cfg"].workers, panel.choice.value) == ("ci", 1, "ci")
+
+
+WORK = """
+import time
+from labkit.progress import Progress
+with Progress(3, "grid", resumable=True) as progress:
+    progress.advance()
+    print("at work")
+    time.sleep(60)
+"""
+
+
+def test_the_stop_button_shows_one_line() -> None:
+    manager, client = start_new_kernel(kernel_name="python3", env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
+    seen: list = []
+
+    def look(message: dict) -> None:
+        seen.append(message)
+        if message["msg_type"] == "stream" and "at work" in message["content"]["text"]:
+            manager.interrupt_kernel()
+
+    try:
+        client.execute_interactive(WORK, timeout=60, output_hook=look)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    (error,) = (message["content"] for message in seen if message["msg_type"] == "error")
+    assert error["traceback"] == ["stopped: 1 of 3 are kept, run it again to go on"]

@@ -23,6 +23,7 @@ from terminals import shown_in_terminal
 from labkit import cli, freshness, params, paths, record, watch
 from labkit import run as runner
 from labkit.files import DiskFull
+from labkit.workflow.sources import source_hash
 
 REPOSITORY = paths.root()
 DECLARED = ["claims.csv", "verdicts.csv", "verdicts.png", "verdicts.svg"]
@@ -135,7 +136,7 @@ def test_the_record_holds_the_hash_of_every_input_and_output(good):
     assert set(good.record["inputs"]) == inputs | ledgers
     for name in inputs | ledgers:
         folder = REPOSITORY if name.startswith("labkit/") else good.root
-        assert good.record["inputs"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert good.record["inputs"][name] == source_hash(folder / name)
 
 
 def test_the_record_says_what_ran_and_on_what(good):
@@ -210,11 +211,26 @@ def test_data_found_missing_inside_the_notebook_is_bad_input_with_its_remedy(clo
     assert_nothing_changed(old_figures)
 
 
-def test_a_custom_run_is_marked_and_does_not_count_as_done(clone):
+def test_a_custom_run_goes_to_a_folder_of_its_own_and_leaves_the_profiles_figures_alone(clone):
+    write_notebook(clone, writes(*DECLARED), hardware="cpu")
+    figures, done = paths.figures("cpu", "claims"), paths.runs("cpu", "claims") / "done"
+    write_files(figures, OLD)
+    write_files(done.parent, {"done": b""})
+    folder = runner.run("claims", "cpu", {"workers": 1})
+    assert folder == paths.custom("cpu", "claims")
+    made = json.loads((folder / "run.json").read_text())
+    assert (made["scale"], made["overrides"]) == ("custom", {"workers": 1})
+    assert set(DECLARED) <= set(read_files(folder))
+    assert read_files(figures) == OLD
+    assert done.exists()
+
+
+def test_a_custom_run_overwrites_where_that_is_asked_for_and_does_not_count_as_done(clone):
     write_notebook(clone, writes(*DECLARED), hardware="cpu")
     done = paths.runs("cpu", "claims") / "done"
     write_files(done.parent, {"done": b""})
-    folder = runner.run("claims", "cpu", {"workers": 1})
+    folder = runner.run("claims", "cpu", {"workers": 1}, overwrite=True)
+    assert folder == paths.figures("cpu", "claims")
     made = json.loads((folder / "run.json").read_text())
     assert (made["scale"], made["overrides"]) == ("custom", {"workers": 1})
     assert not done.exists()

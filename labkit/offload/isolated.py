@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,16 +72,27 @@ def run_isolated(
         return _in_place(json.loads(json.dumps(request)))
     with tempfile.TemporaryDirectory() as folder, _cgroup(bool(limit_bytes or above_bytes)) as group:
         request |= {"out": str(Path(folder) / "out.json"), "cgroup": None if group is None else str(group)}
-        done = subprocess.run(
-            [sys.executable, "-m", __name__], input=json.dumps(request), text=True, env=_environment(threads)
-        )
+        code = _run(json.dumps(request), _environment(threads))
         out = Path(request["out"])
         answer = json.loads(out.read_text()) if out.exists() else {}
-        if done.returncode or "result" not in answer:
-            kind = LimitReached if done.returncode == _KILLED or answer.get("memory") else RuntimeError
-            raise kind(answer.get("error") or f"{function} ended with exit code {done.returncode}")
+        if code or "result" not in answer:
+            kind = LimitReached if code == _KILLED or answer.get("memory") else RuntimeError
+            raise kind(answer.get("error") or f"{function} ended with exit code {code}")
         limits = answer["limits"] | {"cgroup": group is not None, "cgroup_peak_bytes": _read(group, _PEAKS)}
         return answer["result"] | {"limits": limits}
+
+
+def _run(request: str, environment: Mapping[str, str]) -> int:
+    """Run the interpreter until it ends; it has ended, too, when this process is interrupted: its cgroup has to go."""
+    child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, env=environment)
+    try:
+        child.communicate(request)
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        child.wait()
+    return child.returncode
 
 
 def _in_place(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +149,11 @@ def _read(group: Path | None, names: tuple[str, ...]) -> int | None:
 
 
 def _serve() -> None:
-    """Do what stands on the standard input, and write what came of it."""
+    """Do what stands on the standard input, and write what came of it.
+
+    An interrupt reaches the whole group of processes. The one that waits for this one ends it, so that one is told.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.load(sys.stdin)
     group = Path(request["cgroup"]) if request["cgroup"] else None
     if group is not None:

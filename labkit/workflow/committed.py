@@ -5,11 +5,11 @@ Figures that git ignores (a smoke profile's), and those that LABKIT_OUTPUT sends
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from labkit import paths
 from labkit.workflow.origin import git
+from labkit.workflow.sources import written
 
 MAKES_RESULTS = ("labkit", "params", "notebooks", "evidence.lock", "constraints.txt")
 """What a published number or sentence follows from; edited prose and tests change none."""
@@ -57,12 +57,8 @@ def _is_kept(folder: Path) -> bool:
 
 
 def _only_outputs(name: str) -> bool:
-    """Whether a notebook's cells are those of the commit, outputs and counters aside."""
+    """Whether a notebook's cells are those of the commit, outputs and counts aside."""
     committed, here = git("show", f"HEAD:{name}"), paths.root() / name
     if committed is None or not here.exists():
         return False
-    return _cells(committed) == _cells(here.read_text(encoding="utf-8"))
-
-
-def _cells(notebook: str) -> list[tuple[str, str]]:
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook)["cells"]]
+    return written(committed) == written(here.read_text(encoding="utf-8"))

@@ -8,11 +8,17 @@ a process holds before it begins differs between machines.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -93,3 +99,30 @@ def test_weights_of_five_times_the_smallest_budget_named_are_trained_within_it(c
     assert found["rows"][1]["loss"] < found["rows"][0]["loss"]
     if found["limits"]["cgroup"]:
         assert found["limits"]["cgroup_peak_bytes"] <= limit
+
+
+STOPPED = """
+import sys
+from labkit.offload.isolated import run_isolated
+run_isolated("isolated_work:wait", {"folder": sys.argv[1]}, threads=1, limit_bytes=1 << 30)
+"""
+
+
+def groups() -> set[str]:
+    return {str(path) for path in Path("/sys/fs/cgroup").rglob("labkit-*") if path.is_dir()}
+
+
+def test_an_interrupt_ends_the_work_and_takes_its_group_away(tmp_path: Path) -> None:
+    before, here = groups(), tmp_path / "at_work"
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not (here.exists() and here.read_text()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        worker = int(here.read_text().split()[0])
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert said.count("Traceback") == 1, said
+    assert said.strip().endswith("KeyboardInterrupt")
+    assert not psutil.pid_exists(worker)
+    assert groups() == before
