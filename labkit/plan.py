@@ -33,9 +33,10 @@ def describe(resolved: Params, cost: Cost | None) -> str:
     head = f"{target}: {params.scale(resolved)} scale, {resolved.device}"
     rate = f"{cost.flops_per_second / 1e9:,.0f} GFLOP/s ({cost.basis})"
     streamed = f", {units.format_seconds(cost.other_seconds)} of it not bound by FLOPs" if cost.other_seconds else ""
+    tokens = units.format_count(cost.tokens)
     return (
         f"{head}, {resolved.workers} workers x {resolved.threads} threads\n"
-        f"  {cost.n_cells} {cost.pieces}, {units.format_count(cost.tokens)} tokens, {cost.flops / 1e12:,.1f} TFLOP\n"
+        f"  {cost.n_cells} cells ({cost.kinds}), {tokens} tokens, {cost.flops / 1e12:,.1f} TFLOP\n"
         f"  about {units.format_seconds(cost.seconds)} of work at {rate}{streamed}\n"
         f"  up to {units.format_bytes(cost.peak_bytes)} of memory, {units.format_bytes(cost.disk_bytes)} of disk"
     )

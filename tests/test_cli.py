@@ -126,7 +126,7 @@ def test_plan_says_models_work_time_memory_and_where_the_rate_comes_from(labkit)
     assert code == 0
     for part in (
         r"smoke scale, cpu",
-        r"\d+ models, \S+ tokens, \S+ TFLOP",
+        r"\d+ cells \(models trained\), \S+ tokens, \S+ TFLOP",
         r"about .* at .* GFLOP/s \(measured on 3 steps",
     ):
         assert re.search(part, out)

@@ -41,7 +41,7 @@ def plan_study(params: SizeInertia) -> Cost:
     seconds = decoding_seconds(params)
     return Cost(
         n_cells=n_cells(params),
-        pieces="cells (shapes timed, arms trained, models questioned)",
+        kinds="shapes timed, arms trained, models questioned",
         tokens=sum(n_arm_steps(params, model) for model in params.models) * params.batch_pairs * TOKENS_PER_PAIR,
         flops=flops,
         flops_per_second=rate,

@@ -32,7 +32,7 @@ def plan_study(params: ChunkedOffload) -> Cost:
     n_learn = len(params.learn_batch_sizes) * len(params.seeds)
     return Cost(
         n_cells=2 + n_learn + bool(params.full_steps),
-        pieces="cells (shapes timed, arms trained twice, number types)",
+        kinds="shapes timed, arms trained twice, number types",
         tokens=sum(tokens for _, tokens in passes(params)),
         flops=sum(6.0 * values * tokens for values, tokens in passes(params)),
         flops_per_second=rate,

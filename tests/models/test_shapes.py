@@ -63,6 +63,13 @@ def test_random_weights_run_as_transformers_own_model_with_the_same_weights_does
     assert 0.1 < logits.std() < 10
 
 
+@pytest.mark.parametrize("n_layers", [2, 6, 7, 18])
+def test_a_shape_of_two_kinds_of_layers_keeps_their_pattern_at_any_depth(n_layers: int) -> None:
+    full = [i % 6 == 5 for i in range(n_layers)]
+    kinds = models.SHAPES["gemma-3-270m"].config(num_hidden_layers=n_layers).layer_types
+    assert kinds == ["full_attention" if own else "sliding_attention" for own in full]
+
+
 def test_the_seed_alone_decides_the_weights() -> None:
     small, threads = SMALL["qwen2.5-0.5b"], torch.get_num_threads()
     assert 4 * shapes._CHUNK < 896 * 4864, "the test needs a matrix of several chunks"
