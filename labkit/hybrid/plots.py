@@ -5,6 +5,7 @@ Each function takes measured rows and returns (figure, the rows it drew); `labki
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -108,14 +109,14 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
             for own in judgements
         ]
     )
-    fig, axes = plt.subplots(figsize=(9.0, 0.36 * len(rows) + 1.4))
+    fig, axes = plt.subplots(figsize=(9.0, 0.44 * len(rows) + 1.6))
     marks = {"": "o", "at least": ">", "at most": "<"}
     for place, row in enumerate(rows.itertuples()):
         axes.plot([row.low, row.high], [place, place], color=_GREY, linewidth=2)
         axes.plot([row.speed], [place], marker=marks[row.bound], linestyle="none", color="#0173b2")
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times the speed of tuned AdamW at an equal final loss (< at most, > at least)")
-    axes.set_yticks(range(len(rows)), [_with_jumps(row.arm, row.jumps) for row in rows.itertuples()])
+    axes.set(xscale="log", xlabel="times the speed of tuned AdamW at an equal final loss\n(< at most, > at least)")
+    axes.set_yticks(range(len(rows)), [_with_jumps(row.arm, row.jumps) for row in rows.itertuples()], fontsize=9)
     axes.set_xticks(ticks := _ticks(rows), [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.invert_yaxis()
@@ -124,7 +125,8 @@ def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
 
 def _with_jumps(arm: str, jumps: float | None) -> str:
     told = f"{arm} ({ARMS[arm].words})"
-    return told if jumps is None or np.isnan(jumps) else f"{told}, {jumps:.0f} jumps"
+    told += "" if jumps is None or np.isnan(jumps) else f", {jumps:.0f} jumps"
+    return textwrap.fill(told, 44)
 
 
 def _ticks(rows: pd.DataFrame) -> list[float]:
