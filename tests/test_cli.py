@@ -83,7 +83,7 @@ def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, 
     shutil.copytree(REPOSITORY / "params", tmp_path / "clone" / "params")
     (tmp_path / "clone" / "notebooks").mkdir()
     notebook = (REPOSITORY / "notebooks" / "00_claims.ipynb").read_text()
-    broken = notebook.replace("from labkit import claims, figures, params, paths, record", "1 / 0")
+    broken = notebook.replace("from labkit import claims, figures, record", "1 / 0")
     assert broken != notebook
     (tmp_path / "clone" / "notebooks" / "00_claims.ipynb").write_text(broken)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "clone"))
