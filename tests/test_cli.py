@@ -90,7 +90,7 @@ def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, 
     code, out, err = labkit("run", "claims", "--hw", "ci")
     assert code == 1
     assert out.startswith("claims on ci: ")
-    assert "labkit: cell [3] of claims raised ZeroDivisionError: division by zero\nsee " in err
+    assert "labkit: cell [5] of claims raised ZeroDivisionError: division by zero\nsee " in err
     assert "Traceback" not in err
 
 
