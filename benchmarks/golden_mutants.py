@@ -31,21 +31,31 @@ from labkit.workflow import goldens, lock, reach
 
 PACKAGE = Path(reach.__file__).resolve().parent.parent
 LIMIT_SECONDS = 180
+_AROUND = 16
+"""Bytes of code on either side that name a mutant."""
 EQUIVALENT: dict[str, str] = {
-    "hybrid/momentum.py:36:46 0 -> 1": "the products of all tensors are gathered under one number, then summed",
-    "inertia/deciding.py:24:19 20 -> 21": "no shipped question holds a word that sends it to the larger model",
-    "inertia/deciding.py:145:75 2000 -> 2001": "the fit ends long before its most iterations",
-    "models/shapes.py:270:91 1 -> 2": "how many chunks are drawn side by side; each has a seed of its own",
-    "models/shapes.py:270:77 == -> !=": "the same",
-    "offload/passes.py:135:48 0 -> 1": "what generates text, which no cell does; tests/offload/test_generate.py",
-    "inertia/decode.py:153:37 1 -> 2": "times, which goldens leave out; tests/inertia/test_decode.py",
-    "hybrid/modal.py:97:40 1.0 -> 1.5": "the scale of a ridge where nothing has moved; every product is 0 then",
-    "offload/passes.py:97:17 == -> !=": "which hidden states are kept for a later pass, which are then computed again",
-    "offload/readers.py:110:48 // -> *": "the last request asks for more than is left, and gets what is left",
-    "models/shapes.py:81:42 % -> //": "kinds of layers, of which no golden has two; tests/models/test_shapes.py",
-    "inertia/matrix.py:219:36 0 -> 1": "a question asked once before the timed ones, whose answer is thrown away",
+    "hybrid/momentum.py `ta, gradients, [0] * len(pairs)).` 0 -> 1": "all tensors under one number, then summed",
+    "inertia/deciding.py `RT_CHARACTERS = 20` 20 -> 21": "no shipped question is sent to the larger model",
+    "inertia/deciding.py `ession(max_iter=2000))` 2000 -> 2001": "the fit ends long before its most iterations",
+    "inertia/deciding.py `.perf_counter() - start)` - -> +": "times, which goldens leave out",
+    "inertia/preferences.py `(pairs)) % 2 == 0` 0 -> 1": "turns every sign; no intercept is fitted",
+    'models/shapes.py `e == "cpu" else 1) as pool:` 1 -> 2': "chunks drawn side by side; each has a seed of its own",
+    'models/shapes.py `del.device.type == "cpu" else 1) a` == -> !=': "the same",
+    "models/shapes.py `32, seed: int = 0, device: str =` 0 -> 1": "a default, and cells give every seed",
+    'models/shapes.py `es"] = [types[i % len(types)] for` % -> //': "kinds of layers; tests/models/test_shapes.py",
+    "offload/engine.py `seed: int = 0,` 0 -> 1": "a default, and cells give every seed",
+    "offload/batches.py `ed_fill(mask == 0, IGNORED)` 0 -> 1": "labels of who gives a mask and none; tests/offload",
+    "offload/headers.py `tart, entry.end - _PAGE)):` - -> +": "what a checkpoint is known by",
+    "offload/passes.py `0], work.hidden[0][:, -1:], self.` 0 -> 1": "what generates text, which no cell does",
+    "inertia/decode.py `, tuple(seconds[1:]), tuple(torch` 1 -> 2": "times, which goldens leave out",
+    "hybrid/modal.py `t) / (k - 1) or 1.0` 1.0 -> 1.5": "the scale of a ridge where nothing moved; every product is 0",
+    "offload/passes.py `if i == lowest:` == -> !=": "which hidden states are kept for a later pass, or computed again",
+    "offload/readers.py `, -(-(end - at) // PAGE) * PAGE)` // -> *": "asks for more, and gets what is left",
+    "inertia/matrix.py `okenizer, asked[0].prompt, spec.m` 0 -> 1": "asked once before, and thrown away",
+    "pagecache.py `return here / total if total` / -> *": "shares of files in memory, left out",
+    'device/measure.py `rwin" else peak * 1024` * -> /': "systems without /proc, and goldens leave memory out",
 }
-"""Mutants that change no result, by file, line and change, with the reason."""
+"""Mutants that change no result, by file, code and change, with the reason."""
 ELSEWHERE = {
     "models/shapes.py:SHAPES": "rows of models that no golden builds; tests/models/test_shapes.py counts each exactly",
     "models/shapes.py:_SHAPES": "the same",
@@ -113,11 +123,13 @@ class Mutant:
     """What stands there."""
     new: str
     """What stands there in the mutant."""
+    around: str
+    """The code that it stands in, which says where it is when lines have moved."""
 
     @property
     def name(self) -> str:
         """The mutant for people, and its key in EQUIVALENT."""
-        return f"{self.file}:{self.line}:{self.start} {self.old} -> {self.new}"
+        return f"{self.file} `{self.around}` {self.old} -> {self.new}"
 
 
 def mutants_of(name: str) -> list[Mutant]:
@@ -189,7 +201,7 @@ def _mutate(node: ast.AST, file: str, lines: list[bytes]) -> Mutant | None:
             return None
         new = repr(node.value + 1) if isinstance(node.value, int) else repr(node.value * 1.5 or 1.0)
         old = lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode()
-        return Mutant(file, node.lineno, node.col_offset, node.end_col_offset, old, new)
+        return _mutant(file, lines, node.lineno, node.col_offset, node.end_col_offset, old, new)
     left, kind, right = {
         ast.BinOp: lambda: (node.left, node.op, node.right),
         ast.AugAssign: lambda: (node.target, node.op, node.value),
@@ -202,7 +214,12 @@ def _mutate(node: ast.AST, file: str, lines: list[bytes]) -> Mutant | None:
     sign = SIGNS[type(kind)]
     if sign not in between:
         return None
-    return Mutant(file, left.end_lineno, at, at + len(sign), sign, OPERATORS[type(kind)])
+    return _mutant(file, lines, left.end_lineno, at, at + len(sign), sign, OPERATORS[type(kind)])
+
+
+def _mutant(file: str, lines: list[bytes], line: int, start: int, end: int, old: str, new: str) -> Mutant:
+    around = lines[line - 1][max(0, start - _AROUND) : end + _AROUND].decode(errors="ignore").strip()
+    return Mutant(file, line, start, end, old, new, around)
 
 
 def choose(n: int, seed: int) -> list[tuple[str, Mutant]]:
@@ -282,7 +299,7 @@ def _try(name: str, mutant: Mutant, copies: Queue[Path]) -> str:
     copy = copies.get()
     said = "" if mutant.name in EQUIVALENT else notice(mutant, name, copy)
     copies.put(copy)
-    print(f"{name:18} {mutant.name}: {said or EQUIVALENT.get(mutant.name, 'NOT NOTICED')}", flush=True)
+    print(f"{name:18} {mutant.line}: {mutant.name}: {said or EQUIVALENT.get(mutant.name, 'NOT NOTICED')}", flush=True)
     return said
 
 
