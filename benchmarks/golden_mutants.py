@@ -39,6 +39,7 @@ EQUIVALENT: dict[str, str] = {
     "inertia/deciding.py `ession(max_iter=2000))` 2000 -> 2001": "the fit ends long before its most iterations",
     "inertia/deciding.py `.perf_counter() - start)` - -> +": "times, which goldens leave out",
     "inertia/preferences.py `(pairs)) % 2 == 0` 0 -> 1": "turns every sign; no intercept is fitted",
+    "inertia/preferences.py `len(pairs)) % 2 == 0` == -> !=": "the same",
     'models/shapes.py `e == "cpu" else 1) as pool:` 1 -> 2': "chunks drawn side by side; each has a seed of its own",
     'models/shapes.py `del.device.type == "cpu" else 1) a` == -> !=': "the same",
     "models/shapes.py `32, seed: int = 0, device: str =` 0 -> 1": "a default, and cells give every seed",
@@ -50,10 +51,11 @@ EQUIVALENT: dict[str, str] = {
     "inertia/decode.py `, tuple(seconds[1:]), tuple(torch` 1 -> 2": "times, which goldens leave out",
     "hybrid/modal.py `t) / (k - 1) or 1.0` 1.0 -> 1.5": "the scale of a ridge where nothing moved; every product is 0",
     "offload/passes.py `if i == lowest:` == -> !=": "which hidden states are kept for a later pass, or computed again",
+    "offload/planner.py `for _ in range(2):` 2 -> 3": "a third step is counted, and nobody asks for it",
+    'corpora/tokens.py `in", stacklevel=3)` 3 -> 4': "the line that a warning names",
     "offload/readers.py `, -(-(end - at) // PAGE) * PAGE)` // -> *": "asks for more, and gets what is left",
     "inertia/matrix.py `okenizer, asked[0].prompt, spec.m` 0 -> 1": "asked once before, and thrown away",
     "pagecache.py `return here / total if total` / -> *": "shares of files in memory, left out",
-    'device/measure.py `rwin" else peak * 1024` * -> /': "systems without /proc, and goldens leave memory out",
 }
 """Mutants that change no result, by file, code and change, with the reason."""
 ELSEWHERE = {
@@ -65,6 +67,8 @@ ELSEWHERE = {
     "device/here.py": "which limits of memory and cores are found, so what is refused; tests/test_device.py",
     "device/energy.py": "readings of sensors, which goldens leave out; tests/test_device.py",
     "device/sensors.py": "the same",
+    "device/measure.py": "rates and peaks of memory, which goldens leave out; tests/test_device.py",
+    "models/pins.py": "where weights come from, each under its sha256; tests/models/test_packed.py",
     "offload/head.py:likeliest": "what generates text, which no cell does; tests/offload/test_generate.py",
     "models/revisions.py:own_folder": "folders of the user's own, which no golden has; tests/models/test_revisions.py",
     "progress.py": "what is shown of work under way; tests/test_progress.py",
