@@ -52,7 +52,7 @@ EQUIVALENT: dict[str, str] = {
     "hybrid/modal.py `t) / (k - 1) or 1.0` 1.0 -> 1.5": "the scale of a ridge where nothing moved; every product is 0",
     "offload/passes.py `if i == lowest:` == -> !=": "which hidden states are kept for a later pass, or computed again",
     "offload/planner.py `for _ in range(2):` 2 -> 3": "a third step is counted, and nobody asks for it",
-    "corpora/tokens.py `ab_size <= 1 << 16 else np.uint32` 16 -> 17": "the name of a cached file",
+    "corpora/tokens.py `ab_size <= 1 << 16 else np.uint32` 16 -> 17": "stored in a wider type, and the same numbers",
     'corpora/tokens.py `in", stacklevel=3)` 3 -> 4': "the line that a warning names",
     "offload/readers.py `, -(-(end - at) // PAGE) * PAGE)` // -> *": "asks for more, and gets what is left",
     "inertia/matrix.py `okenizer, asked[0].prompt, spec.m` 0 -> 1": "asked once before, and thrown away",
