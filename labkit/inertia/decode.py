@@ -1,13 +1,13 @@
 """Time what a causal language model takes per decoded token, per prompt and per training step.
 
 Prefill and every decoding step are timed apart, exactly as many tokens are made as asked for whatever the model says
-(an end-of-text token ends nothing), and the loop is greedy: what is measured is the model, not its answer. Raw samples
-are kept, with the conditions they hold under; `compare.ratio` refuses to divide samples whose conditions differ.
+(an end-of-text token ends nothing), and the loop is greedy: what is measured is the model, not its answer. A model
+remembers in its own way (`greedy`), and its first tokens are held against transformers' before anything is timed. Raw
+samples are kept, with the conditions they hold under; `compare.ratio` refuses to divide those whose conditions differ.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
+from labkit.inertia.greedy import COMPARED_TOKENS, base_of, difference, generated, memory_of, stepper
 from labkit.models import weight_bytes
 
 TIMES = ("prefill_seconds", "token_seconds", "seconds_per_token")
@@ -58,6 +59,15 @@ class DecodeTiming:
         """Median over the tokens of each repeat; one delayed step moves nothing."""
         return tuple(float(np.median(steps)) for steps in self.token_seconds)
 
+    def __repr__(self) -> str:
+        held = self.conditions
+        kind = f"{held['model']}, {held['dtype']} on {held['device']}, {held['threads']} threads"
+        each = f"{1e3 * np.median(self.seconds_per_token):.4g} ms a token"
+        prefill = f"prefill of {held['prompt_tokens']} tokens {1e3 * np.median(self.prefill_seconds):.4g} ms"
+        spread = f"{1e3 * min(self.seconds_per_token):.4g} to {1e3 * max(self.seconds_per_token):.4g}"
+        repeats = f"{len(self.prefill_seconds)} repeats of {len(self.tokens)} tokens"
+        return f"<DecodeTiming {kind}: {each} ({spread}; median of {repeats}), {prefill}>"
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON, with the samples under the names that `compare.ratio` takes."""
         return {
@@ -94,18 +104,19 @@ def measure_decode(
 
     Raises:
         ValueError: a count below its least value, or a prompt that with its answer is longer than the model allows.
-        RuntimeError: two repeats made different tokens.
+        RuntimeError: two repeats made different tokens, or other ones than transformers' greedy `generate` does.
     """
     _check_counts(model, prompt_tokens, new_tokens, repeats, warmup)
     model.eval()
     prompt = random_prompt(model, prompt_tokens, seed)
+    as_generate = _must_call_as_generate(model, prompt, min(new_tokens, COMPARED_TOKENS))
     for _ in range(warmup):
-        decode_once(model, prompt, new_tokens)
+        decode_once(model, prompt, new_tokens, as_generate=as_generate)
     runs = []
     for _ in range(repeats):
         if between is not None:
             between()
-        runs.append(decode_once(model, prompt, new_tokens))
+        runs.append(decode_once(model, prompt, new_tokens, as_generate=as_generate))
     made = {tokens for _, _, tokens in runs}
     if len(made) != 1:
         raise RuntimeError("greedy decoding made different tokens in different repeats; its times do not compare")
@@ -118,13 +129,30 @@ def measure_decode(
     )
 
 
+def _must_call_as_generate(model: PreTrainedModel, prompt: torch.Tensor, n_tokens: int) -> bool:
+    """Hold the loop against transformers' own; return whether keys and values alone are too little for equal tokens.
+
+    RoBERTa is such a case: `generate` tells it positions that it would not count by itself.
+    """
+    expected = generated(model, prompt, n_tokens)
+    found = []
+    for as_generate in (False, True):
+        _, _, tokens = decode_once(model, prompt, n_tokens, as_generate=as_generate)
+        found.append(difference(model, expected, tokens))
+        if not found[-1]:
+            return as_generate
+    raise RuntimeError(
+        f"{found[-1]}: what {type(base_of(model)).__name__} remembers is not handed on; its times would mean nothing"
+    )
+
+
 def _check_counts(model: PreTrainedModel, prompt_tokens: int, new_tokens: int, repeats: int, warmup: int) -> None:
     if prompt_tokens < 1 or new_tokens < 2 or repeats < 1 or warmup < 0:
         raise ValueError(
             f"prompt_tokens is {prompt_tokens} (least 1), new_tokens {new_tokens} (2), repeats {repeats} (1), "
             f"warmup {warmup} (0)"
         )
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(_text(model), "max_position_embeddings", None)
     if most is not None and prompt_tokens + new_tokens > most:
         raise ValueError(f"{prompt_tokens} + {new_tokens} tokens are more than the model's {most} positions")
 
@@ -132,21 +160,24 @@ def _check_counts(model: PreTrainedModel, prompt_tokens: int, new_tokens: int, r
 def random_prompt(model: PreTrainedModel, n_tokens: int, seed: int = 0) -> torch.Tensor:
     """Draw a prompt, [1, n_tokens], uniformly from the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (1, n_tokens), generator=generator).to(model.device)
+    return torch.randint(_text(model).vocab_size, (1, n_tokens), generator=generator).to(model.device)
+
+
+def _text(model: PreTrainedModel) -> Any:
+    """Return the configuration of the language model, also where it stands beside one that sees."""
+    return model.config.get_text_config(decoder=True)
 
 
 @torch.inference_mode()
 def decode_once(
-    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int
+    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, *, as_generate: bool = False
 ) -> tuple[float, tuple[float, ...], tuple[int, ...]]:
     """Decode once; return seconds of the prefill, of each later token [new_tokens - 1], and the tokens [new_tokens]."""
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(_base(model).forward).parameters else {}
-    cache = DynamicCache(config=model.config)
+    step = stepper(model, prompt, new_tokens, as_generate=as_generate)
     wait = torch.cuda.synchronize if prompt.device.type == "cuda" else _no_wait
     inputs, made, marks = prompt, [], [_now(wait)]
     for _ in range(new_tokens):
-        out = model(input_ids=inputs, past_key_values=cache, use_cache=True, **last_only)
-        inputs = out.logits[:, -1].argmax(-1, keepdim=True)
+        inputs = step(inputs)[:, -1].argmax(-1, keepdim=True)
         made.append(inputs)
         marks.append(_now(wait))
     seconds = np.diff(marks).tolist()
@@ -160,11 +191,6 @@ def _now(wait: Callable[[], object]) -> float:
 
 def _no_wait() -> None:
     """Let the processor go on: its work is done when the call returns."""
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """Return the model inside an adapter wrapper, whose forward hides the arguments of the model's own."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def measure_train_step(
@@ -201,7 +227,7 @@ def measure_train_step(
     if not trainable or min(batch, length - 1, repeats) < 1:
         raise ValueError(f"batch {batch}, length {length}, repeats {repeats}, {len(trainable)} trainable tensors")
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
+    ids = torch.randint(_text(model).vocab_size, (batch, length), generator=generator).to(model.device)
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate)
     wait = torch.cuda.synchronize if ids.device.type == "cuda" else _no_wait
     model.train()
@@ -228,7 +254,7 @@ def conditions(model: PreTrainedModel) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "weight_bytes": weight_bytes(model),
         "bytes_per_token": bytes_per_token(model),
-        "n_layers": int(config.num_hidden_layers),
+        "n_layers": int(_text(model).num_hidden_layers),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
@@ -238,7 +264,7 @@ def conditions(model: PreTrainedModel) -> dict[str, Any]:
         "adapters": adapter_state(model),
         "sampler": "greedy",
         "batch": 1,
-        "cache": "DynamicCache",
+        "cache": memory_of(model),
         "compiled": False,
     }
 
@@ -247,8 +273,10 @@ def bytes_per_token(model: nn.Module) -> int:
     """Return the bytes of weights that one decoding step reads.
 
     Every distinct parameter is read whole, but for tables that only embedding layers own: of them a step reads a row.
-    An embedding that the output layer shares is therefore counted, once.
+    An embedding that the output layer shares is therefore counted, once. Of a model that sees, too, only the language
+    model is read: pictures are through by then.
     """
+    model = _language_model(model)
     looked_up: dict[int, nn.Parameter] = {}
     multiplied: set[int] = set()
     for module in model.modules():
@@ -259,6 +287,15 @@ def bytes_per_token(model: nn.Module) -> int:
                 multiplied.add(id(parameter))
     tables = nn.ParameterList(p for key, p in looked_up.items() if key not in multiplied)
     return weight_bytes(model) - weight_bytes(tables)
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    """Return what one decoding step runs through: all of it, but for a model with a configuration for text within."""
+    base = base_of(model)
+    config = getattr(base, "config", None)
+    if config is None or config.get_text_config(decoder=True) is config:
+        return model
+    return nn.ModuleList([base.get_decoder(), base.get_output_embeddings()])
 
 
 def adapter_state(model: nn.Module) -> str:

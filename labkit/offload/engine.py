@@ -1,10 +1,10 @@
 """A causal LM far larger than memory, straight from its safetensors, with exact gradients for its adapters.
 
-model = StreamedLM("phi-4", lora=LoraConfig(r=8, lora_alpha=16, target_modules=[...]), memory="4GiB")
-optimizer = torch.optim.AdamW(model.adapters().values(), lr=1e-4)
-for batch in batches:
-    print(model.step(batch, optimizer).loss)
-model.save_adapter("adapter")
+with StreamedLM("phi-4", lora=LoraConfig(r=8, lora_alpha=16, target_modules=[...]), memory="4GiB") as model:
+    optimizer = torch.optim.AdamW(model.adapters().values(), lr=1e-4)
+    for batch in batches:
+        print(model.step(batch, optimizer).loss)
+    model.save_adapter("adapter")
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from labkit import device as machine
 from labkit.offload import assemble, persist, updates
 from labkit.offload.batches import complete, n_counted
 from labkit.offload.boundaries import Spilled
-from labkit.offload.generate import generate
+from labkit.offload.generate import end_tokens, generate, require_prompts
 from labkit.offload.head import Batch
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.planner import Plan, choose, schedule
-from labkit.offload.planning import budget
+from labkit.offload.planning import budget, check_choices
 from labkit.offload.readers import Way
 from labkit.offload.step_report import Meter, StepReport
 from labkit.progress import Progress
@@ -37,7 +37,7 @@ _SHOWN_SECONDS = 20.0
 
 
 class StreamedLM:
-    """A model of which a few layers at a time are in memory."""
+    """A model of which a few layers at a time are in memory; as a context manager it is closed at its end."""
 
     def __init__(
         self,
@@ -80,7 +80,9 @@ class StreamedLM:
             CannotStream: the model is not one stack of layers, or lacks weights.
             MissingDevice: the device is not here.
             TooSmall: not even one sample of one token fits into the budget.
+            ValueError: a choice that there is none of, such as another reader or no samples in a micro-batch.
         """
+        check_choices(reader=reader, micro_batch=micro_batch, slots=slots)
         if lora is not None and adapter is not None:
             raise ValueError("lora makes new adapters and adapter loads old ones; give one of them")
         self._where = machine.require(device)
@@ -204,34 +206,39 @@ class StreamedLM:
         attention_mask: torch.Tensor | None = None,
         *,
         max_new_tokens: int,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Continue prompts with the likeliest tokens, one pass over the weights for a token of every sample.
+
+        They are those of transformers' greedy `generate`, with what the model itself remembers between two tokens.
 
         Args:
             input_ids: prompts [N, T], padded on the left.
             attention_mask: 0 at the padding, [N, T].
-            max_new_tokens: tokens to add at most.
-            eos_token_id: token that ends a sample; what follows it is repeated.
+            max_new_tokens: tokens to add at most, at least 1.
+            eos_token_id: token that ends a sample, or several; it is repeated, of several the first.
 
         Returns:
             prompts and what follows, [N, T + new].
 
         Raises:
-            ReadError, ValueError: as `gradients`.
+            ReadError, ValueError: as `gradients`, or padding on the right, or no end of a sample.
         """
+        ends = end_tokens(eos_token_id, self.vocabulary)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         batch = self._complete({"input_ids": input_ids, "attention_mask": mask})
         batch.pop("labels")
+        require_prompts(batch, max_new_tokens)
         with self._ready(batch, "generate"), self._evaluating():
-            return generate(self.passes, batch, max_new_tokens, eos_token_id)
+            return generate(self.passes, batch, max_new_tokens, ends)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapters as PEFT does, so that PeftModel.from_pretrained loads them.
+        """Write the adapters as PEFT does, so that PeftModel and AutoPeftModelForCausalLM load them.
 
         Raises:
             DiskFull: no room.
         """
+        persist.name_base(self._parts.skeleton, self.lora, self.folder)
         persist.save_adapter(self._parts.skeleton, Path(folder))
 
     def checkpoint(self, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -286,6 +293,12 @@ class StreamedLM:
             raise ValueError("restore belongs to a model that StreamedLM.resume returned")
         persist.load_optimizer(self._resumed, optimizer)
         self._optimizer = optimizer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop reading and give back buffers and files."""

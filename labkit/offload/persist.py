@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, TaskType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -69,6 +69,21 @@ def save_adapter(skeleton: Skeleton, folder: Path) -> None:
     config = next(iter(skeleton.adapted.peft_config.values()))
     with disk_errors(folder):
         config.save_pretrained(str(folder))
+
+
+def name_base(skeleton: Skeleton, lora: LoraConfig | None, folder: Path) -> None:
+    """Note in the adapters' configuration what PEFT's automatic classes ask for: the kind of task, and the base.
+
+    Args:
+        skeleton: the model; one without adapters is left as it is.
+        lora: the configuration that was given. The name of a base on the hub stays; a folder may have moved.
+        folder: where the base lies.
+    """
+    named = lora and lora.base_model_name_or_path
+    on_hub = bool(named) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", named) and not Path(named).exists()
+    for config in () if skeleton.adapted is None else skeleton.adapted.peft_config.values():
+        config.task_type = config.task_type or TaskType.CAUSAL_LM
+        config.base_model_name_or_path = named if on_hub else str(folder.resolve())
 
 
 def save_state(

@@ -137,15 +137,20 @@ class Plan:
 
     def describe(self) -> str:
         """Say in a few lines what will happen."""
-        bound = "reading" if self.io_seconds > self.compute_seconds else "computing"
         kept = "a file" if self.spill else "memory"
         return (
             f"{self.batch_size} samples of {self.seq_len} tokens in micro-batches of {self.micro_batch}, "
             f"{self.slots} buffers, hidden states kept in {kept}\n"
             f"  {format_bytes(self.peak_bytes)} of {format_bytes(self.memory_bytes)}: {_listed(self.parts)}\n"
             f"  {format_bytes(self.bytes_read)} read and {self.flops / 1e12:.2f} TFLOP a step, about "
-            f"{self.seconds:.1f} s, bound by {bound}; both take equally long at {self.crossover_tokens:,.0f} tokens"
+            f"{self.seconds:.1f} s, {self._balance()}"
         )
+
+    def _balance(self) -> str:
+        if not self.io_seconds:
+            return "all of it computing: every layer has a buffer and stays in memory after the first step"
+        bound = "reading" if self.io_seconds > self.compute_seconds else "computing"
+        return f"bound by {bound}; both take equally long at {self.crossover_tokens:,.0f} tokens"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from labkit.offload import assemble
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.memory import anonymous_bytes
 from labkit.offload.planner import Plan, Rates, choose
-from labkit.offload.readers import Way
+from labkit.offload.readers import WAYS, Way
 from labkit.units import format_bytes, parse_bytes
 
 
@@ -45,7 +45,9 @@ def plan(
         TooSmall: the budget is below what the job needs at its leanest; the message has that.
         CannotStream: the model cannot be streamed.
         DamagedCheckpoint: a header is wrong.
+        ValueError: another reader than there are, or a batch of no samples or tokens.
     """
+    check_choices(reader=reader, batch_size=batch_size, seq_len=seq_len)
     where = machine.require(device)
     parts = assemble.take_apart(open_checkpoint(checkpoint), lora, dtype, where, seed=0)
     if rates is None:
@@ -54,6 +56,23 @@ def plan(
         rates = assemble.rates_of(parts, trial, reader, batch_size * seq_len)
     request = assemble.request_for(parts, reader or "drop", batch_size, seq_len, rates)
     return choose(request, budget(memory, where))
+
+
+def check_choices(*, reader: str | None = None, **counts: int | None) -> None:
+    """Refuse choices made by hand that there are none of.
+
+    Args:
+        reader: way of reading.
+        counts: numbers of at least 1, by their names.
+
+    Raises:
+        ValueError: the message names the choice and what may be chosen.
+    """
+    if reader is not None and reader not in WAYS:
+        raise ValueError(f"reader is {reader!r}; it is {', '.join(map(repr, WAYS))}, or None to try")
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1, or None to leave it open")
 
 
 def budget(memory: str | int | None, device: torch.device) -> int:
