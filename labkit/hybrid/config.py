@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from labkit.fielddocs import documented
+
 Predictor = Literal[
     "block-trend",
     "last-update",
@@ -25,6 +27,7 @@ Gate = Literal["probe", "always", "never"]
 """Who decides on a jump: losses on fresh training batches, nobody, or nobody and it never happens."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HybridConfig:
     """Phases, predictor, gate and memory of a hybrid run; lengths count nominal steps, those of the schedule."""
@@ -102,6 +105,11 @@ class HybridConfig:
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ValueError(f"HybridConfig: {name} is {getattr(self, name)!r}; it must be {rule}")
+
+    @property
+    def probes(self) -> bool:
+        """Whether jumps are believed by losses on fresh training batches, which have to be drawn."""
+        return self.gate != "always" and self.predictor not in LEADS
 
     def as_dict(self) -> dict[str, Any]:
         """Return every value as plain JSON."""

@@ -14,6 +14,7 @@ pass for every predicted step, as the original made, would cost a third of the s
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,8 @@ class Hybrid:
             optimizer: AdamW, Muon, SGD or any other; its state is kept consistent and never replaced.
             config: phases, predictor and gate.
             total_steps: nominal steps: the length of the schedule.
-            scheduler: stepped once for each predicted step, so that it ends where it should.
+            scheduler: stepped once for each predicted step, so that it ends where it should; one that follows what an
+                evaluation finds has no step to take.
             scaler: a gradient scaler, put back when a jump is undone.
             probe: draws fresh training batches; needed unless the gate is "always".
 
@@ -71,7 +73,7 @@ class Hybrid:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("Hybrid has nothing to train: no parameter of the model requires a gradient")
-        if config.gate != "always" and config.predictor not in LEADS and probe is None:
+        if config.probes and probe is None:
             raise ValueError(f"gate {config.gate!r} compares losses: give `probe`, which draws fresh training batches")
         self.config, self.machine = config, PhaseMachine(config, total_steps)
         self.history = History()
@@ -117,9 +119,11 @@ class Hybrid:
         if self._predictor is None:
             return
         if self._pending is None:
-            if self.machine.left <= RECORDED:
+            length = self._norm(grad_norm)
+            # A gradient scaler lets overflows pass and skips the step; in a mean, infinity would stay for good.
+            if self.machine.left <= RECORDED and math.isfinite(length):
                 self._recorder.observe()
-            spike = self.trend.is_spike(self._norm(grad_norm))
+            self.trend.is_spike(length)
         elif not self._pending["met"]:
             self._pending["met"] = True
             spike = self.trend.is_spike(self._norm(grad_norm))
@@ -278,7 +282,7 @@ class Hybrid:
         self._pending |= {"met": False, "spoiled": False}
         if not self.config.advance_schedule:
             return
-        for _ in range(kept if self._scheduler is not None else 0):
+        for _ in range(kept if _goes_by_steps(self._scheduler) else 0):
             self._scheduler.step()
         advance_steps(self._optimizer, self._parameters, kept)
 
@@ -325,6 +329,14 @@ class Hybrid:
         self._pending = numbers["pending"]
         if self._pending is not None:
             self._snapshot.load(tensors, numbers["snapshot"], self._optimizer)
+
+
+def _goes_by_steps(scheduler: Any) -> bool:
+    """Say whether a schedule advances with steps; `ReduceLROnPlateau` and its like ask for a metric instead."""
+    if scheduler is None:
+        return False
+    asked = inspect.signature(scheduler.step).parameters.values()
+    return all(one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in asked)
 
 
 def _flat(buffers: Mapping[str, Tensors]) -> dict[str, Tensor]:

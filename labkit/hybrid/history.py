@@ -66,6 +66,22 @@ class History:
         """Return all rows with the columns of COLUMNS."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
 
+    def summary(self) -> str:
+        """Say in a few lines how many steps were real and predicted, what came of each jump, and what took the time."""
+        steps, seconds = self.phase_steps(), Counter()
+        for row in self.rows:
+            seconds["decisions" if row["phase"] == Phase.PREDICT else "real steps"] += row["seconds"]
+        predicted = steps[str(Phase.PREDICT)]
+        real = sum(steps.values()) - predicted
+        by_phase = ", ".join(f"{n} {phase}" for phase, n in steps.items() if n and phase != Phase.PREDICT)
+        asked = [row for row in self.rows if row["phase"] == Phase.PREDICT]
+        lines = [f"{real + predicted} steps: {real} real ({by_phase or 'none'}), {predicted} predicted"]
+        lines.append(f"{len(asked)} jumps asked for, {sum(bool(row['accepted']) for row in asked)} kept")
+        why = Counter(row["remark"].partition(" at step")[0] for row in asked if row.get("remark"))
+        lines += [f"  {n} not: {remark}" for remark, n in why.most_common()]
+        lines.append(f"{seconds['real steps']:.3g} s in real steps, {seconds['decisions']:.3g} s in decisions on jumps")
+        return "\n".join(lines)
+
     def phase_steps(self) -> dict[str, int]:
         """Return nominal steps by phase; jumps that were undone do not count."""
         counts: Counter[str] = Counter()

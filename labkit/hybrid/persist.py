@@ -1,7 +1,12 @@
-"""A hybrid run's state beside a checkpoint: safetensors for tensors, JSON for the rest."""
+"""A hybrid run's state beside a checkpoint: safetensors for tensors, JSON for the rest.
+
+The state says beside which trainer_state.json it was written: a later run without the callback may write its own
+checkpoints into the same folders, and leaves this file there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from labkit.files import write_atomically
 from labkit.hybrid.engine import Hybrid
 
 TENSORS, NUMBERS = "hybrid.safetensors", "hybrid.json"
+_BESIDE = "trainer_state.json"
 
 
 def save_state(hybrid: Hybrid, folder: Path) -> None:
@@ -20,9 +26,12 @@ def save_state(hybrid: Hybrid, folder: Path) -> None:
     Raises:
         DiskFull: no room.
     """
+    # One that an earlier run left here would make whole what is written only in part.
+    (folder / NUMBERS).unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in hybrid.tensors().items()}
     write_atomically(folder / TENSORS, save(tensors))
-    write_atomically(folder / NUMBERS, json.dumps(hybrid.numbers()).encode())
+    numbers = hybrid.numbers() | {"beside": _beside(folder)}
+    write_atomically(folder / NUMBERS, json.dumps(numbers).encode())
 
 
 def load_state(hybrid: Hybrid, folder: Path) -> None:
@@ -41,4 +50,15 @@ def load_state(hybrid: Hybrid, folder: Path) -> None:
         tensors = load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the hybrid state in {folder} cannot be read ({error}); {remedy}") from None
-    hybrid.load(tensors, numbers)
+    if isinstance(numbers, dict) and numbers.get("beside", _beside(folder)) != _beside(folder):
+        raise ValueError(f"the hybrid state in {folder} is of another run than {_BESIDE} beside it; {remedy}")
+    try:
+        hybrid.load(tensors, numbers)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"the hybrid state in {folder} is damaged ({error!r}); {remedy}") from error
+
+
+def _beside(folder: Path) -> str:
+    """Return what tells the Trainer's own state in a folder from another run's; nothing where there is none."""
+    path = folder / _BESIDE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
