@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from labkit.scaling import varpro
 from labkit.scaling.resample import TooFewRuns, cluster_codes, draw_determined, supports_intervals
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
 
@@ -86,6 +89,23 @@ class Law:
         losses = _evaluate(columns, np.atleast_1d(n), None if tokens is None else np.atleast_1d(tokens))
         low, high = np.quantile(losses, _TAILS, axis=0)
         return low, high
+
+    def plot(self, tokens: float | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the law over the sizes it was fitted on, with its 95 % interval where it has one.
+
+        Args:
+            tokens: D of the curve, where the law has a token term; the largest one fitted where not given.
+            ax: axes to draw into; new ones where not given.
+
+        Returns:
+            the axes.
+
+        Raises:
+            ValueError: as predict.
+        """
+        from labkit.scaling.law_plot import draw
+
+        return draw(self, tokens, ax)
 
     def __str__(self) -> str:
         floor = f"{self.E:.4g} + " if self.E else ""

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BertConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    XLMConfig,
+)
 
 from labkit import models
 
@@ -92,3 +105,52 @@ def test_tied_matrices_count_once_and_conv1d_maps_are_named() -> None:
     assert found.trainable == 12 * 8 * (768 + 3 * 768)
     with pytest.raises(ValueError, match="linear maps are c_attn, c_fc, c_proj, lm_head"):
         models.lora_coverage(shape("gpt2"), LoraConfig(target_modules=["q_proj"]))
+
+
+SIZES = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "d_model": 32}
+SIZES |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+T5 = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3}
+BERT = SIZES | {"num_hidden_layers": 3, "is_decoder": True}
+BART = SIZES | {"encoder_layers": 2, "decoder_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "targets", "layers", "n_layers"),
+    [
+        (AutoModelForCausalLM, BertConfig(**BERT), ["query"], (0, 1, 2), 3),
+        (AutoModelForCausalLM, BertConfig(**BERT), r".*layer\.2.*query", (2,), 3),
+        (AutoModelForSeq2SeqLM, BartConfig(**BART), ["q_proj"], (0, 1, 2, 3, 4), 5),
+        (AutoModelForSeq2SeqLM, BartConfig(**BART), ["encoder_attn.q_proj"], (2, 3, 4), 5),
+        (AutoModelForCausalLM, BartConfig(**BART), ["q_proj"], (0, 1, 2), 3),
+        (AutoModelForSeq2SeqLM, T5Config(**T5), ["q"], (0, 1, 2, 3, 4), 5),
+        (AutoModelForSeq2SeqLM, T5Config(**T5), r"decoder.*block\.1.*\.q", (3,), 5),
+        (AutoModelForCausalLM, XLMConfig(vocab_size=97, emb_dim=32, n_layers=3, n_heads=4), ["q_lin"], (0, 1, 2), 3),
+        (
+            AutoModelForCausalLM,
+            MixtralConfig(**SIZES, num_hidden_layers=2, num_key_value_heads=2, num_local_experts=4),
+            ["q_proj"],
+            (0, 1),
+            2,
+        ),
+    ],
+)
+def test_layers_are_told_whatever_a_model_calls_them(
+    build: type, config: PretrainedConfig, targets: list[str] | str, layers: tuple[int, ...], n_layers: int
+) -> None:
+    found = models.lora_coverage(build.from_config(config), LoraConfig(r=2, target_modules=targets))
+    assert (found.layers, found.n_layers) == (layers, n_layers)
+
+
+def test_what_lies_outside_the_language_model_is_not_reached_without_a_word() -> None:
+    text = SIZES | {"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 8}
+    text.pop("d_model")
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    model = Gemma3ForConditionalGeneration(config)
+    with pytest.warns(UserWarning, match=r"5 of 8 maps that get an adapter lie outside the language model model\.lang"):
+        found = models.lora_coverage(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert (found.layers, found.n_layers, found.matched) == ((0, 1, 2), 3, {"q_proj": 8})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        own = models.lora_coverage(model, LoraConfig(r=2, target_modules=r"model.language_model.*q_proj"))
+    assert own.matched == {"q_proj": 3}

@@ -4,6 +4,7 @@ The objective is checked against a second implementation in this file (uncentred
 shows why it is the sum over runs: the mean stops early (Besiroglu et al. 2024).
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -248,3 +249,23 @@ def test_too_few_runs_are_refused_with_what_is_needed(arguments, message):
 def test_unusable_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         fit_law(**arguments)
+
+
+def test_a_law_draws_itself_with_its_interval():
+    plt.switch_backend("agg")
+    law = fit_law(SIZES, NOISY, bootstrap=100)
+    axes = law.plot()
+    (line,) = axes.lines
+    assert (line.get_xdata()[0], line.get_xdata()[-1]) == pytest.approx(law.n_range)
+    assert np.array_equal(line.get_ydata(), law.predict(line.get_xdata()))
+    assert len(axes.collections) == 1
+    assert law.plot(ax=axes) is axes
+    n, tokens = isoflop_runs()
+    both = fit_law(n, true_loss(n, tokens), tokens, bootstrap=0)
+    (line,) = both.plot().lines
+    assert line.get_ydata()[0] == both.predict(line.get_xdata()[0], both.token_range[1])
+    (line,) = both.plot(tokens=both.token_range[0]).lines
+    assert line.get_ydata()[0] == both.predict(line.get_xdata()[0], both.token_range[0])
+    with pytest.raises(ValueError, match="no token term"):
+        law.plot(tokens=1e9)
+    plt.close("all")
