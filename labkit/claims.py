@@ -92,7 +92,7 @@ def ledgers(report: str | None = None, folder: Path = LEDGER) -> list[Path]:
     Raises:
         ValueError: the report has no ledger.
     """
-    order = {name: i for i, name in enumerate(paths.reports())}
+    order = {name: i for i, name in enumerate(paths.reports() if paths.repository() else ())}
     every = sorted(folder.glob("*.yaml"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
     found = [path for path in every if report in (None, path.stem)]
     if not found:
@@ -164,7 +164,7 @@ def rejudge(report: str, hardware: str) -> Path | None:
         DiskFull: no room; the file that was there is as it was.
     """
     final = paths.figures(hardware, report)
-    for folder in (final, paths.figures_of(paths.root(), hardware, report)):
+    for folder in (final, *(paths.figures_of(root, hardware, report) for root in [paths.repository()] if root)):
         if (folder / "results.json").exists():
             if _read_results(folder / "results.json").evidence is not None:
                 return None

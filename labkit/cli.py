@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from labkit import yaml12
+from labkit import __version__, yaml12
 
 HELP = (
     "Rerun four research reports on your machine, and see which of their numbers hold here.\n\n"
@@ -25,6 +26,20 @@ evidence = typer.Typer(no_args_is_help=True, help="Check, sign and pack the evid
 app.add_typer(evidence, name="evidence")
 # Paths and messages may hold square brackets, which are no markup. A log or a pipe has no width; tables need some.
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"labkit {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Take what is asked of labkit itself."""
 
 
 def _known_profile(name: str) -> str:
@@ -249,12 +264,20 @@ def main() -> None:
     from labkit.record import RunFailed
     from labkit.workflow.goldens import GoldenFailed
 
+    _print_anywhere()
     try:
         app()
     except (RunFailed, GoldenFailed) as error:
         _fail(error, 1)
     except (ValueError, OSError) as error:
         _fail(error, 2)
+
+
+def _print_anywhere() -> None:
+    """Show a question mark for a character that a terminal or a pipe has none for, instead of ending without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -18,6 +20,29 @@ class DiskFull(ValueError):
 
 class MissingData(ValueError):
     """Text or weights are neither here nor to be fetched; the message says what to run or which file to place where."""
+
+
+def read_json(path: Path, *keys: str, remedy: str = "make it again, or delete it") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        keys: names that the object must have.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged; the message names it, says how and what to do.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: no JSON in UTF-8 ({error}); {remedy}") from error
+    lacking = [key for key in keys if key not in found] if isinstance(found, dict) else []
+    if lacking or not isinstance(found, dict):
+        problem = f"lacks {', '.join(lacking)}" if lacking else f"holds a {type(found).__name__} and no object"
+        raise ValueError(f"{path} is damaged: it {problem}; {remedy}")
+    return found
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from labkit import claims, params, paths, record, units
-from labkit.files import write_atomically
+from labkit.files import read_json, write_atomically
 from labkit.schema import Params
 from labkit.workflow import evidence
 from labkit.workflow.sources import source_hash
@@ -59,7 +58,7 @@ def states(hardware: str) -> Iterator[tuple[str, str]]:
 
 def _state(resolved: Params) -> str:
     published = paths.figures(resolved.hardware, resolved.report_id()) / "results.json"
-    if published.exists() and "evidence" not in json.loads(published.read_text(encoding="utf-8")):
+    if published.exists() and "evidence" not in read_json(published):
         return f"published as it was {evidence.OLD}"
     found = evidence.look(resolved)
     if why := found.why_run():
@@ -100,7 +99,7 @@ def _changed_inputs(report: str, hardware: str) -> list[str]:
     run_file = paths.figures(hardware, report) / "run.json"
     if not run_file.exists():
         return ["never run here"]
-    recorded = json.loads(run_file.read_text(encoding="utf-8"))["inputs"]
+    recorded = read_json(run_file, "inputs")["inputs"]
     now = input_hashes(report, hardware)
     return [f"{name} changed" for name, digest in now.items() if digest != recorded.get(name)]
 

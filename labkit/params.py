@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ def resolve(report: str, hardware: str, overrides: Mapping[str, Any] | None = No
     machine, scope = _profile(hardware, report)
     _refuse_growth(values, scope, hardware)
     overrides = dict(overrides or {})
+    if "hardware" in overrides:
+        raise ValueError(f"-p hardware: a profile is named with --hw {overrides['hardware']}")
     _check_keys(overrides, model.model_fields, "-p")
     sources = dict.fromkeys(values, paths.science_file(report))
     sources |= dict.fromkeys([*machine, *scope], paths.profile_file(hardware)) | dict.fromkeys(overrides, "-p")
@@ -158,8 +162,8 @@ def _refuse_growth(stated: Mapping[str, Any], scope: Mapping[str, Any], hardware
 
 def _grows(reported: Any, value: Any) -> bool:
     if isinstance(reported, list) and isinstance(value, list):
-        sizes = [item for item in value if isinstance(item, int)]
-        return len(value) > len(reported) or (bool(sizes) and max(sizes) > max(reported))
+        sizes, most = ([item for item in items if isinstance(item, int)] for items in (value, reported))
+        return len(value) > len(reported) or (bool(sizes) and bool(most) and max(sizes) > max(most))
     return _is_number(reported) and _is_number(value) and value > reported
 
 
@@ -196,10 +200,25 @@ def _validate(model: type[Params], values: dict[str, Any], sources: Mapping[str,
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            key = str(item["loc"][0]) if item["loc"] else ""
+            if not item["loc"]:
+                lines.append(f"{_blamed(item['msg'], sources)}: {item['msg'].removeprefix('Value error, ')}")
+                continue
+            key = str(item["loc"][0])
             where = sources.get(key, paths.science_file(model.report_id()))
             lines.append(f"{where}: {key}: {item['msg']}; got {item['input']!r}{_text_hint(item['input'])}")
         raise ValueError("\n".join(lines)) from None
+
+
+def _blamed(message: str, sources: Mapping[str, Path | str]) -> Path | str:
+    """Return where a value comes from that does not fit the others, of those that a message names: what was asked for
+    last, `-p` before the profile before the report's own file."""
+    named = [source for key, source in sources.items() if re.search(rf"\b{re.escape(key)}\b", message)]
+    return min(named or sources.values(), key=_age)
+
+
+def _age(source: Path | str) -> int:
+    """Rank a source of values, the one that has the last word first."""
+    return 0 if isinstance(source, str) else 1 if source.parent.name == "hardware" else 2
 
 
 def _whole_floats(model: type[Params], values: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +231,10 @@ def _whole_floats(model: type[Params], values: dict[str, Any]) -> dict[str, Any]
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    except OverflowError:
+        return math.inf
 
 
 def _text_hint(value: Any) -> str:

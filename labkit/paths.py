@@ -30,8 +30,16 @@ def root() -> Path:
 
 
 def output_root() -> Path:
-    """Return the folder that holds figures/ and runs/: `LABKIT_OUTPUT`, else the repository."""
-    return Path(os.environ.get("LABKIT_OUTPUT") or root()).resolve()
+    """Return the folder that holds figures/ and runs/: `LABKIT_OUTPUT`, else the repository, else the present one."""
+    return Path(os.environ.get("LABKIT_OUTPUT") or repository() or Path.cwd()).resolve()
+
+
+def repository() -> Path | None:
+    """Return the repository as `root` does, None where the package was installed without it."""
+    try:
+        return root()
+    except FileNotFoundError:
+        return None
 
 
 def cache() -> Path:

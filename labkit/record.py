@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from labkit import paths
-from labkit.files import write_atomically
+from labkit.files import read_json, write_atomically
 from labkit.params import scale
 from labkit.schema import Params
 from labkit.workflow.cells import Cells, rendering, store_of
@@ -59,7 +59,7 @@ def notebook_files(report: str) -> list[Path]:
     The hardware profile is left out: it belongs to a run, not to the report.
     """
     notebook = paths.notebook(report)
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(notebook, "cells", remedy=f"`git checkout {notebook}` brings the committed one back")["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     modules = _labkit_imports(ast.parse(source))
     return [notebook, paths.science_file(report), *source_files(modules)]
@@ -186,7 +186,7 @@ def this_run(seconds: float) -> dict[str, Any]:
 def last_run(report: str, hardware: str) -> dict[str, Any] | None:
     """Return what is on record of the run that computed what is now rendered again."""
     path = paths.figures(hardware, report) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("run") if path.exists() else None
+    return read_json(path).get("run") if path.exists() else None
 
 
 def write_run(

@@ -7,7 +7,6 @@ image without a description. The error names the cell.
 
 from __future__ import annotations
 
-import json
 import re
 from html import escape
 from html.parser import HTMLParser
@@ -18,7 +17,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from labkit import claims, paths
-from labkit.files import write_atomically
+from labkit.files import read_json, write_atomically
 
 # A browser then refuses what the inspection below may have missed.
 _POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
@@ -98,7 +97,7 @@ def to_html(notebook: Path, images: Path) -> str:
     Raises:
         ValueError: an image without alt text or something to be fetched; the message names the notebook and the cell.
     """
-    document = nbformat.read(notebook, as_version=4)
+    document = _opened(notebook)
     document.metadata.pop("widgets", None)
     exporter = HTMLExporter(raw_template=_TEMPLATE, embed_images=True)
     exporter.config.NbConvertBase.display_data_priority = _STATIC_OUTPUTS
@@ -108,9 +107,16 @@ def to_html(notebook: Path, images: Path) -> str:
     return page
 
 
+def _opened(notebook: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook} is damaged: no notebook ({error}); run its report again") from error
+
+
 def title(notebook: Path) -> str:
     """Return the first heading of a notebook, else its file name."""
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = _opened(notebook).cells
     lines = (line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     return next((line[2:].strip() for line in lines if line.startswith("# ")), notebook.stem)
 
@@ -185,4 +191,4 @@ def _run_record(report: str, hardware: str) -> dict[str, Any]:
     path = paths.figures(hardware, report) / "run.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist; run `labkit run {report} --hw {hardware}` first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, "scale", remedy=f"`labkit run {report} --hw {hardware}` makes it again")

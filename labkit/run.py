@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ import filelock
 
 from labkit import claims, conclusion, kernels, params, paths, record, units
 from labkit.doctor import Check, doctor
-from labkit.files import DiskFull, disk_errors, write_atomically
+from labkit.files import DiskFull, disk_errors, read_json, write_atomically
 from labkit.freshness import input_hashes, mark_done, status, was_run_here
 from labkit.plan import describe, plan
 from labkit.schema import Params
@@ -172,7 +171,7 @@ def _refuse_changed_behaviour(report: str, say: Callable[[str], None]) -> None:
 def _failed_cells(published: Path) -> list[str]:
     """List what the notebook went on without: its claims stay unjudged, and nobody should have to find out later."""
     results = published / "results.json"
-    return json.loads(results.read_text(encoding="utf-8"))["failures"] if results.exists() else []
+    return read_json(results, "failures")["failures"] if results.exists() else []
 
 
 def _refuse(checks: list[Check]) -> None:

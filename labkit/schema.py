@@ -48,7 +48,9 @@ class Params(BaseModel):
     report: ClassVar[str]
     """Name of the report."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     hardware: Annotated[str, Layer.MACHINE]
     """Name of the hardware profile: a file in params/hardware."""

@@ -27,7 +27,7 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         ValueError: the workers could not import the program that asks for them; the message says what it lacks.
     """
-    _require_importable()
+    require_importable()
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_follow_parent, initargs=(os.getpid(),))
     try:
@@ -54,11 +54,14 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _require_importable() -> None:
+def require_importable() -> None:
     """Refuse a program that its own workers cannot import.
 
     A spawned worker imports the main module before it works. A line there that needs workers would come again in each
     of them, unless it stands under a guard that only the program itself passes.
+
+    Raises:
+        ValueError: the message says what the program lacks.
     """
     main = sys.modules["__main__"]
     file, line = getattr(main, "__file__", None), _current_line(vars(main))

@@ -7,6 +7,7 @@ PyYAML follows YAML 1.1, where `1e-5` is text, `1:30` is 90, `010` is 8 and `on`
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                what = "a mapping or a list as a key, as in a template that was not filled in: {{ NAME }}"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -67,6 +71,9 @@ def loads(text: str, source: str = "text") -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         raise ValueError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        # A value that its tag or its length does not allow; these errors know no line.
+        raise ValueError(f"{source}: {error}") from error
 
 
 def read(path: Path) -> Any:

@@ -198,3 +198,61 @@ def test_audit_lists_every_finding_whole_and_exits_with_1_for_a_contradiction(la
     assert [finding.claim for finding in findings if finding.claim not in out] == []
     assert out.endswith(f"{len(findings)} derived figures recomputed, {len(bad)} contradict their source\n")
     assert code == bool(bad)
+
+
+def test_a_template_left_in_a_profile_is_one_line(labkit, tmp_path, monkeypatch):
+    shutil.copytree(REPOSITORY / "params", tmp_path / "params")
+    file = tmp_path / "params" / "hardware" / "ci.yaml"
+    file.write_text(re.sub(r"memory_gib: .*", "memory_gib: {{ MEMORY }}", file.read_text()))
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    code, out, err = labkit("params", "claims", "--hw", "ci")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.match(rf"labkit: {file}, line \d+: a mapping or a list as a key, as in a template", err)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "command"),
+    [
+        ("ascii", ["claims", "scaling_grid", "--hw", "ci", "--all"]),
+        ("latin-1", ["audit", "size_inertia"]),
+        ("cp437", ["audit", "predict_phase"]),
+    ],
+)
+def test_a_pipe_that_is_not_utf_8_gets_its_text(encoding, command, tmp_path):
+    start = [sys.executable, "-m", "labkit.cli", *command]
+    own = os.environ | {"LABKIT_OUTPUT": str(tmp_path)}
+    done, wide = (
+        subprocess.run(start, capture_output=True, env=own | {"PYTHONIOENCODING": name}) for name in (encoding, "utf-8")
+    )
+    assert done.stderr == b""
+    assert done.returncode == wide.returncode
+    assert len(done.stdout.decode(encoding).splitlines()) == len(wide.stdout.decode().splitlines())
+    assert len(done.stdout) > 0.8 * len(wide.stdout.decode())
+
+
+def test_an_error_that_a_terminal_cannot_spell_is_shown_all_the_same(tmp_path):
+    start = [sys.executable, "-m", "labkit.cli", "plan", "größe"]
+    done = subprocess.run(start, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"labkit: unknown report 'gr??e'")
+
+
+def test_the_version_is_told(labkit):
+    from labkit import __version__
+
+    assert labkit("--version") == (0, f"labkit {__version__}\n", "")
+    assert "--version" in labkit("--help")[1]
+    assert "Rerun four research reports" in labkit("--help")[1], "it takes nothing from the help"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b"{}"], ids=["cut", "no text", "a list", "empty"])
+@pytest.mark.parametrize(
+    ("report", "name", "command"), [("scaling_grid", "results.json", "claims"), ("claims", "run.json", "status")]
+)
+def test_a_damaged_record_is_named_in_one_line(labkit, tmp_path, report, name, command, content):
+    file = tmp_path / "output" / "figures" / "ci" / report / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    code, _, err = labkit(command, "--hw", "ci")
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(file) in err

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
+
+import pytest
 
 from labkit import files
 
@@ -27,3 +30,22 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -
         raise KeyError
     assert path.read_bytes() == b"old"
     assert [one.name for one in tmp_path.iterdir()] == ["state.bin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", "no JSON in UTF-8"),
+        (b"", "no JSON in UTF-8"),
+        (b"\xff\xfe", "no JSON in UTF-8"),
+        (b"[1]", "it holds a list and no object"),
+        (b'{"b": 1}', "it lacks a"),
+    ],
+)
+def test_damaged_json_names_its_file_and_the_remedy(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is damaged: {problem}.*; delete it"):
+        files.read_json(path, "a", remedy="delete it")
+    path.write_text('{"a": [1]}')
+    assert files.read_json(path, "a") == {"a": [1]}

@@ -4,6 +4,7 @@ The reference is the YAML 1.2 core schema (section 10.3.2 of the specification) 
 profile may only shrink a report's scope.
 """
 
+import re
 import subprocess
 import sys
 
@@ -159,3 +160,57 @@ def test_the_command_line_exits_with_2_and_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("labkit: -p: epochs:")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: {{ MEMORY }}", r"file\.yaml, line 2: a mapping or a list as a key, as in a template"),
+        ("a: {[1]: 2}", r"file\.yaml, line 1: a mapping or a list as a key"),
+        ("? {b: 1}\n: 2", r"file\.yaml, line 1: a mapping or a list as a key"),
+        ("a: {% MEMORY %}", r"file\.yaml, line 1: "),
+        ("a: !!int eight", r"file\.yaml: invalid literal"),
+        ("a: " + "9" * 5000, r"file\.yaml: Exceeds the limit"),
+        ("a: " + "[" * 3000 + "]" * 3000, r"file\.yaml: maximum recursion depth"),
+    ],
+    ids=["template", "list as key", "mapping as key", "block of a template", "tag", "digits", "depth"],
+)
+def test_whatever_cannot_be_read_names_the_file(text, message):
+    with pytest.raises(ValueError, match=message):
+        yaml12.loads(text, "file.yaml")
+
+
+@pytest.mark.parametrize(
+    ("report", "asked", "message"),
+    [
+        ("scaling_grid", {"seeds": []}, "-p: seeds must list at least one value, none of them twice; got []"),
+        ("scaling_grid", {"seeds": [0, 0]}, "-p: seeds must list at least one value, none of them twice; got [0, 0]"),
+        ("size_inertia", {"control_models": ["phi-2"], "models": ["gpt2"]}, "-p: control_models names phi-2"),
+        ("predict_phase", {"budgets": [1.0, 0.5]}, "-p: budgets must grow and end with 1; got [1.0, 0.5]"),
+        ("chunked_offload", {"batch_sizes": [2, 1]}, "-p: batch_sizes must begin with 1 and grow; got [2, 1]"),
+        ("scaling_grid", {"hardware": "h100"}, "-p hardware: a profile is named with --hw h100"),
+        ("scaling_grid", {"epochs": 10**400}, "-p: epochs: "),
+        ("scaling_grid", {"seeds": ["a"]}, "-p: seeds: "),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_other_values_is_blamed_on_who_asked_for_it(report, asked, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        params.resolve(report, "ci", asked)
+    assert "\n" not in str(refused.value)
+    assert "'vocab_size'" not in str(refused.value), "no list of all parameters"
+
+
+def test_a_profile_is_blamed_for_its_own_list(clone):
+    path = clone / "params" / "hardware" / "ci.yaml"
+    lines = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() != "seeds"]
+    path.write_text("\n".join([*lines, "    seeds: []"]) + "\n")
+    with pytest.raises(ValueError, match=r"ci\.yaml: seeds must list at least one value"):
+        params.resolve("scaling_grid", "ci", {"dropout": 0.1})
+
+
+def test_a_profile_with_another_kind_of_list_is_refused_by_name(clone):
+    path = clone / "params" / "hardware" / "ci.yaml"
+    lines = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() != "mixers"]
+    path.write_text("\n".join([*lines, "    corpus: [1]"]) + "\n")
+    with pytest.raises(ValueError, match=r"ci\.yaml"):
+        params.resolve("scaling_grid", "ci")

@@ -110,7 +110,8 @@ def published(report: str, file: str, hardware: str | None = None, folder: Path 
         return hardware or "this run", folder / file
     asked = [hardware] if hardware else _PROFILES
     for name in asked:
-        for folder in (paths.figures(name, report), paths.root() / "figures" / name / report):
+        for root in filter(None, (paths.output_root(), paths.repository())):
+            folder = paths.figures_of(root, name, report)
             if (folder / file).exists():
                 return name, folder / file
     raise FileNotFoundError(

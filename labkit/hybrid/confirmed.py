@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from labkit import paths
+from labkit.files import read_json
 
 PROFILE = "cpu-24gb"
 COMPARISONS = {"from scratch": "runs.csv", "fine-tuned": "finetune_runs.csv", "digits": "digits_runs.csv"}
@@ -37,11 +37,12 @@ def confirmed_runs(folder: Path | None = None) -> Confirmed | None:
     Args:
         folder: where its figures lie; where not given, those of PROFILE in LABKIT_OUTPUT, else in the repository.
     """
-    places = (paths.figures(PROFILE, "predict_phase"), paths.root() / "figures" / PROFILE / "predict_phase")
+    roots = filter(None, (paths.output_root(), paths.repository()))
+    places = [paths.figures_of(root, PROFILE, "predict_phase") for root in roots]
     folder = next((place for place in ([folder] if folder else places) if (place / "runs.csv").exists()), None)
     if folder is None:
         return None
-    record = json.loads((folder / "run.json").read_text())
+    record = read_json(folder / "run.json", "provenance")
     found = {name: folder / file for name, file in COMPARISONS.items() if (folder / file).exists()}
     runs = {name: own for name, file in found.items() if len(own := pd.read_csv(file))}
     return Confirmed(hardware=PROFILE, commit=record["provenance"]["git"]["commit"], runs=runs)

@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOTrainer
 
-from labkit.files import write_atomically
+from labkit.files import read_json, write_atomically
 from labkit.inertia.packed import use_packed_pairs
 
 LN2 = math.log(2)
 _PREFIX = "checkpoint-"
 _PARTIAL = ".partial-"
+_REMEDY = "delete its folder: training goes on from an older checkpoint, or begins anew"
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -111,7 +112,8 @@ class PreferenceTrainer(DPOTrainer):
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint to continue from, and delete what is partial or belongs to something else."""
         found = sorted(self._saved(_PREFIX), key=lambda path: int(path.name.removeprefix(_PREFIX)))
-        usable = found and json.loads((found[-1] / "resume.json").read_text())["identity"] == self._identity
+        resume = read_json(found[-1] / "resume.json", "identity", remedy=_REMEDY) if found else {}
+        usable = resume.get("identity") == self._identity
         # Every process has looked before the first one deletes.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -160,7 +162,7 @@ class PreferenceTrainer(DPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        resume = json.loads((Path(checkpoint) / "resume.json").read_text())
+        resume = read_json(Path(checkpoint) / "resume.json", "rates", "scheduler", "tokens", remedy=_REMEDY)
         _restore_state(self.optimizer, load_file(Path(checkpoint) / "optimizer.safetensors"), resume["rates"])
         self.lr_scheduler.load_state_dict(resume["scheduler"])
         self._total_train_tokens = resume["tokens"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from labkit.files import write_atomically
+from labkit.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from labkit.inertia.dpo_trainer import PreferenceTrainer
@@ -131,7 +131,7 @@ def reference_logps(
         conditions: plain JSON on which the numbers depend besides the tokens.
     """
     path = folder / f"reference-{_digest(conditions)}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path, remedy="delete it, and it is computed again") if path.exists() else {}
     keys = [_digest([row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]) for row in rows]
     missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
     if missing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from labkit.files import MissingData
+from labkit.files import MissingData, read_json
 from labkit.wheels import sha256_of
 
 _INDEX = "model.safetensors.index.json"
@@ -70,7 +69,7 @@ def check_folder(folder: Path, remedy: str) -> list[Path]:
 
 def _shards(folder: Path) -> set[str]:
     index = folder / _INDEX
-    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    return set(read_json(index, "weight_map")["weight_map"].values()) if index.exists() else set()
 
 
 def _tensor_sizes(path: Path, remedy: str = "fetch it again") -> list[int]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from labkit import device as machine
 from labkit import models
-from labkit.files import DiskFull, disk_errors
+from labkit.files import DiskFull, disk_errors, read_json
 from labkit.offload.headers import INDEX
 from labkit.units import GB, format_bytes
 
@@ -56,7 +56,7 @@ def write_random_checkpoint(
     n_values = sum(p.numel() for p in parameters.values())
     described = {"shape": shape, "parameters": n_values, "bytes": n_values * dtype.itemsize, "seed": seed}
     described |= {"dtype": str(dtype).removeprefix("torch."), "overrides": overrides}
-    if (folder / "made.json").is_file() and json.loads((folder / "made.json").read_text()) == described:
+    if _made(folder) == described:
         return described
     _require_room(folder, described["bytes"])
     aside = folder.with_name(f".{folder.name}.part")
@@ -70,6 +70,14 @@ def write_random_checkpoint(
         (aside / "made.json").write_text(json.dumps(described))
         aside.rename(folder)
     return described
+
+
+def _made(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder holds; None for one that is not whole: it is made again."""
+    try:
+        return read_json(folder / "made.json")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _require_room(folder: Path, n_bytes: int) -> None:

@@ -32,7 +32,7 @@ from labkit.scaling.schedule import n_steps
 from labkit.scaling.train import Cell, train_cell
 from labkit.schema_scaling_grid import ScalingGrid
 from labkit.training.sweep import best_rate, next_rates
-from labkit.workers import process_pool
+from labkit.workers import process_pool, require_importable
 from labkit.workflow.cell import CellFunction, plain
 from labkit.workflow.cells import Cells
 
@@ -157,6 +157,9 @@ def run_grid(params: ScalingGrid, executor: Executor | None = None) -> Grid:
         ValueError: the default workers could not import the calling script; the message says what it lacks.
     """
     cells = Cells.of(params.hardware, params.report_id())
+    if executor is None and not cells.only_recorded:
+        # Before the baselines are measured, which takes minutes.
+        require_importable()
     measured = needed(cells, measure_baselines, Baselines.of(params), "n-gram baselines")
     needed(cells, measure_leak, Leak.of(params), LEAK)
     grid = Grid(params, GridData.of(measured) if measured else None, cells=cells)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from labkit.files import read_json
 from labkit.track import private
 
 
@@ -27,7 +27,7 @@ def numbers(folder: Path) -> dict[str, float]:
     path = folder / "results.json"
     if not path.exists():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))["results"]
+    found = read_json(path, "results")["results"]
     values = {private.text(key): _value(own) for key, own in found.items()}
     return {key: float(value) for key, value in values.items() if isinstance(value, Real)}
 

@@ -62,7 +62,8 @@ def store_of(hardware: str, report: str) -> Store:
     """Return the cells of a report on a profile: those of its runs here, then those committed beside its figures."""
     if os.environ.get(FRESH) == "1":
         return Store(paths.runs(hardware, report) / "cells")
-    published = dict.fromkeys(paths.figures_of(root, hardware, report) for root in (paths.output_root(), paths.root()))
+    places = filter(None, (paths.output_root(), paths.repository()))
+    published = dict.fromkeys(paths.figures_of(place, hardware, report) for place in places)
     return Store(paths.runs(hardware, report) / "cells", tuple(folder / ARCHIVE for folder in published))
 
 

@@ -61,4 +61,7 @@ def _only_outputs(name: str) -> bool:
     committed, here = git("show", f"HEAD:{name}"), paths.root() / name
     if committed is None or not here.exists():
         return False
-    return written(committed) == written(here.read_text(encoding="utf-8"))
+    try:
+        return written(committed) == written(here.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError):
+        return False  # it was damaged: that is a change, and git has the other one

@@ -40,7 +40,7 @@ def read(path: Path | None = None) -> dict[str, Json]:
     Raises:
         ValueError: the file is damaged or was edited by hand.
     """
-    path = path or paths.root() / FILE
+    path = path or (paths.repository() or Path()) / FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["sha256"] == digest(document["cells"]):

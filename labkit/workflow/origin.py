@@ -53,8 +53,9 @@ def gathered(origins: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def lock_hash() -> str | None:
     """Return the sha256 of constraints.txt, the lock of every dependency."""
-    lock = paths.root() / "constraints.txt"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None
+    root = paths.repository()
+    lock = root / "constraints.txt" if root else None
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock and lock.exists() else None
 
 
 def git_state() -> dict[str, Any]:
@@ -69,6 +70,8 @@ def git_state() -> dict[str, Any]:
 
 def git(*args: str) -> str | None:
     """Return what git says in the repository; None where it fails, is not installed or takes longer than 20 s."""
+    if paths.repository() is None:
+        return None
     try:
         done = subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

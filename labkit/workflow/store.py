@@ -131,7 +131,7 @@ class Store:
         """Read a cell's file; a damaged one is set aside with a warning."""
         try:
             return Record.of(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             aside = path.with_suffix(".corrupt")
             os.replace(path, aside)
             warnings.warn(f"{path} is damaged ({error}); set aside as {aside.name}, the cell runs again", stacklevel=3)

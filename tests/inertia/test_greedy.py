@@ -35,7 +35,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "jamba": HEADS | {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}
     | {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
-    "qwen3_next": HEADS | {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    "qwen3_next": HEADS | {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 16}
     | {"shared_expert_intermediate_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
     | {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
