@@ -36,7 +36,7 @@ def read_json(path: Path, *keys: str, remedy: str = "make it again, or delete it
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: no JSON in UTF-8 ({error}); {remedy}") from error
     lacking = [key for key in keys if key not in found] if isinstance(found, dict) else []
     if lacking or not isinstance(found, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 from labkit.files import MissingData, read_json
 from labkit.wheels import sha256_of
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -48,28 +51,70 @@ class Weights:
         return dataclasses.asdict(self)
 
 
+def weights_file(folder: Path) -> Path | None:
+    """Return the file that transformers loads a folder from, one of weights or an index of several; None without one.
+
+    A name in config.json comes first, then model.safetensors, then the index; whatever else lies there is left alone.
+
+    Raises:
+        ValueError: config.json is damaged, or names a file outside the folder or of another kind.
+    """
+    if (named := _named_weights(folder / "config.json")) is not None:
+        return folder / named
+    return next((folder / name for name in (_WEIGHTS, INDEX) if (folder / name).is_file()), None)
+
+
+def _named_weights(config: Path) -> str | None:
+    named = read_json(config, remedy="fetch it again").get("transformers_weights") if config.is_file() else None
+    if named is None:
+        return None
+    inside = isinstance(named, str) and not Path(named).is_absolute() and ".." not in Path(named).parts
+    if not inside or not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise ValueError(f"{config} names {named!r} as transformers_weights, which is no safetensors file beside it")
+    if not (config.parent / named).is_file():
+        raise ValueError(f"{config} names {named} as transformers_weights, which is not there; fetch it again")
+    return named
+
+
+def distributed_shards(folder: Path) -> list[Path]:
+    """Return the files of a distributed checkpoint, which transformers reads before anything else in a folder."""
+    return sorted(path for path in folder.glob("shard-*.safetensors") if _DISTRIBUTED.fullmatch(path.name))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that transformers reads of a folder; some that an index names may be missing.
+
+    Raises:
+        ValueError: config.json or the index is damaged.
+    """
+    file = weights_file(folder)
+    if file is None or file.suffix != ".json":
+        return [] if file is None else [file]
+    listed = read_json(file, remedy="fetch it again").get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{file} is damaged: its weight_map does not map names to files; fetch it again")
+    return [folder / name for name in sorted(set(listed.values()))]
+
+
 def check_folder(folder: Path, remedy: str) -> list[Path]:
-    """Return a folder's safetensors files; each must open, which holds its header against its length.
+    """Return a folder's files of weights; each must open, which holds its header against its length.
 
     Raises:
         MissingWeights: it lacks the configuration, the tokenizer or a file of weights.
-        ValueError: a file of weights is damaged. Both name the file and end with `remedy`.
+        ValueError: a file is damaged. Both name the file; what they say of weights ends with `remedy`.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    if found := distributed_shards(folder):
+        raise ValueError(f"{folder} holds a distributed checkpoint ({found[0].name}), which is not read here; {remedy}")
+    files = weight_files(folder)
     names = {path.name for path in folder.iterdir()}
     lacking = [] if "config.json" in names else ["config.json"]
     lacking += [] if names.intersection(_TOKENIZERS) else ["tokenizer.json"]
-    lacking += sorted(_shards(folder) - names) or ([] if files else ["*.safetensors"])
+    lacking += [path.name for path in files if not path.is_file()] or ([] if files else [_WEIGHTS])
     if lacking:
         raise MissingWeights(f"{folder} holds no {', '.join(lacking)}; {remedy}")
     for path in files:
         _tensor_sizes(path, remedy)
     return files
-
-
-def _shards(folder: Path) -> set[str]:
-    index = folder / _INDEX
-    return set(read_json(index, "weight_map")["weight_map"].values()) if index.exists() else set()
 
 
 def _tensor_sizes(path: Path, remedy: str = "fetch it again") -> list[int]:

@@ -28,6 +28,7 @@ from labkit.models.folders import (
     count_values,
     hashes,
     quiet_transformers,
+    weight_files,
 )
 from labkit.models.pins import PACKED
 from labkit.models.revisions import FILES, FOLDER_VARIABLE, own_folder
@@ -80,7 +81,7 @@ def load(
     """
     require(device)
     folder, weights = prepare(name_or_folder, cache=cache)
-    n_values = count_values(sorted(folder.glob("*.safetensors")))
+    n_values = count_values(weight_files(folder))
     require_memory(n_values * dtype.itemsize, f"{weights.name} in {str(dtype).removeprefix('torch.')}", device)
     common = {"local_files_only": True, "trust_remote_code": False}
     with quiet_transformers():

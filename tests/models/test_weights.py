@@ -119,13 +119,35 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_folder_that_lacks_something_is_refused_by_its_name(folder: Path, lost: str) -> None:
     (folder / lost).unlink()
-    with pytest.raises(models.MissingWeights, match=rf"{NAME} holds no (\*\.safetensors|{lost})"):
+    with pytest.raises(models.MissingWeights, match=f"{NAME} holds no {lost}"):
         models.load(folder)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(models.MissingWeights, match=r"holds no \*\.safetensors"):
+    with pytest.raises(models.MissingWeights, match=r"holds no model\.safetensors"):
+        models.load(folder)
+
+
+def test_files_that_transformers_does_not_read_count_for_nothing(folder: Path) -> None:
+    before = models.load(folder).weights
+    (folder / "consolidated.safetensors").write_bytes(b"no safetensors at all")
+    (folder / "model.fp16.safetensors").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert models.load(folder).weights == before
+
+
+def test_shards_that_are_not_there_or_distributed_are_refused_by_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "gone.safetensors"}}))
+    with pytest.raises(models.MissingWeights, match=r"holds no gone\.safetensors"):
+        models.load(folder)
+    index.write_text("{")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is damaged: it holds no JSON"):
+        models.load(folder)
+    (folder / "shard-00000-model-00001-of-00001.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a distributed checkpoint"):
         models.load(folder)
 
 

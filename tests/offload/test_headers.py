@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from labkit.offload.headers import INDEX, DamagedCheckpoint, Entry, open_checkpoint, read_header, runs
@@ -140,14 +141,15 @@ def test_a_sharded_checkpoint_is_read_through_its_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "../outside.safetensors"}, "not a plain file name"),
-        ({"a": "/etc/passwd"}, "not a plain file name"),
-        ({"a": ".."}, "not a plain file name"),
-        ({"a": ""}, "not a plain file name"),
+        ({"a": "../outside.safetensors"}, "no file in its folder"),
+        ({"a": "below/../../outside.safetensors"}, "no file in its folder"),
+        ({"a": "/etc/passwd"}, "no file in its folder"),
+        ({"a": ".."}, "no file in its folder"),
+        ({"a": ""}, "no file in its folder"),
         ({"a": "gone.safetensors"}, "which is not there"),
-        ({"z": "1.safetensors"}, "holds z, which that file does not"),
         ({"a": 3}, "does not map names"),
         ([], "does not map names"),
+        ({}, "does not map names"),
     ],
 )
 def test_an_index_that_lies_is_refused(tmp_path: Path, weight_map: Any, message: str) -> None:
@@ -165,8 +167,25 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(tmp_path: Path) -> No
         open_checkpoint(tmp_path)
     for name in ("1.safetensors", "2.safetensors"):
         save_file({"a": torch.ones(2)}, tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="2 safetensors files and no"):
+    with pytest.raises(FileNotFoundError, match=r"2 safetensors files \(1\.safetensors, 2\.safetensors\) and no"):
         open_checkpoint(tmp_path)
+
+
+KINDS = ["F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4", "U16", "U32", "U64"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "C64", "I8", "BOOL"])
+def test_every_type_of_safetensors_is_known_with_its_width(tmp_path: Path, kind: str) -> None:
+    widths = {"F6": 6, "F4": 4, "F8": 8, "I8": 8, "BO": 8, "U1": 16, "U3": 32, "U6": 64, "C6": 64}
+    n_bytes = 8 * widths[kind[:2]] // 8
+    header = {"a": tensor((0, n_bytes), (8,), kind), "b": tensor((n_bytes, n_bytes + 4), (1,))}
+    file = write(tmp_path / "model.safetensors", header, bytes(n_bytes + 4))
+    with safe_open(file, "pt") as theirs:
+        assert theirs.get_slice("a").get_dtype() == kind
+    assert {name: entry.n_bytes for name, entry in read_header(file).items()} == {"a": n_bytes, "b": 4}
+    write(file, {"a": tensor((0, n_bytes - 1), (8,), kind)}, bytes(n_bytes - 1))
+    with pytest.raises(DamagedCheckpoint, match=f"has {n_bytes - 1} bytes, not {n_bytes}"):
+        read_header(file)
 
 
 def test_neighbours_are_joined_into_runs() -> None:
