@@ -8,20 +8,22 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 
 from labkit import device as machine
+from labkit.offload import adapting
 from labkit.offload.body import Body
 from labkit.offload.boundaries import InMemory, Spilled
 from labkit.offload.footprint import Footprint, measure
 from labkit.offload.head import Head, Piece, pieces
-from labkit.offload.headers import Checkpoint, Entry
+from labkit.offload.headers import CannotStream, Checkpoint, Entry
 from labkit.offload.memory import anonymous_bytes
 from labkit.offload.passes import Passes
 from labkit.offload.planner import MOST_TOKENS, Rates, Request, Shape
 from labkit.offload.readers import REQUEST, Calibration, Reader, Way, calibrate, page_aligned
 from labkit.offload.skeleton import Skeleton, build_skeleton
 from labkit.offload.slots import SlotPool
-from labkit.offload.store import Layout, Store, lay_out, read_rows, read_tensor
+from labkit.offload.store import Layout, Store, held_dtype, lay_out, read_rows, read_tensor
 
 _GEMM_COLUMNS = 2048
 _GEMM_REPEATS = 3
@@ -49,9 +51,9 @@ class Parts:
 
 
 def take_apart(
-    checkpoint: Checkpoint, lora: LoraConfig | None, dtype: torch.dtype | None, device: torch.device, seed: int
+    checkpoint: Checkpoint, lora: LoraConfig | None, dtype: torch.dtype | None, device: torch.device, seed: int | None
 ) -> Parts:
-    """Build the model without weights and lay out its layers.
+    """Build the model without weights and lay out its layers; its new adapters are drawn, unless `seed` is None.
 
     Raises:
         CannotStream: the model cannot be streamed.
@@ -60,36 +62,43 @@ def take_apart(
     skeleton = build_skeleton(checkpoint, lora=lora, dtype=dtype, device=device, seed=seed)
     held = skeleton.model.dtype
     layouts = [lay_out(source, held) for source in skeleton.sources]
-    cut = pieces(skeleton.rest[skeleton.head], max(layout.n_bytes for layout in layouts), held.itemsize)
+    head = _by_rows(skeleton, skeleton.head)
+    _by_rows(skeleton, skeleton.table)
+    cut = pieces(head, max(layout.n_bytes for layout in layouts), held_dtype(head, held).itemsize)
     layouts += [lay_out({"weight": piece.entry}, held) for piece in cut]
     return Parts(checkpoint, skeleton, layouts, cut, base)
+
+
+def _by_rows(skeleton: Skeleton, name: str) -> Entry:
+    """Return where a matrix lies that is read by rows, for which it must be one tensor."""
+    source = skeleton.rest[name]
+    if not isinstance(source, Entry):
+        raise CannotStream(f"the checkpoint holds {name} in {len(source.parts)} tensors, and it is read by rows of one")
+    return source
 
 
 def shape_of(parts: Parts, way: Way) -> Shape:
     """Say in numbers what a plan needs to know of a model."""
     skeleton, held = parts.skeleton, parts.skeleton.model.dtype
-    layers = [entry for source in skeleton.sources for entry in source.values()]
+    layers = [source for layer in skeleton.sources for source in layer.values()]
     head = skeleton.rest[skeleton.head]
     kept = [skeleton.rest[name] for name in (*skeleton.kept, *skeleton.beside_head)]
-    converted = [entry.n_bytes for entry in (*layers, head) if entry.dtype != held]
+    read = [part for source in (*layers, head) for part in source.parts]
+    converted = [part.n_bytes for part in read if part.dtype != held_dtype(part, held)]
     return Shape(
         n_layers=len(skeleton.layers),
         lowest_trained=skeleton.lowest_trained,
         slot_bytes=parts.slot_bytes,
-        layer_bytes=sum(entry.n_bytes for entry in layers),
+        layer_bytes=sum(source.n_bytes for source in layers),
         head_bytes=head.n_bytes,
         n_pieces=len(parts.pieces),
-        kept_bytes=sum(_values(entry) * held.itemsize for entry in kept),
+        kept_bytes=sum(source.n_values * held_dtype(source.parts[0], held).itemsize for source in kept),
         staging_bytes=max(converted, default=0) + (REQUEST if way == "direct" else 0),
-        layer_parameters=sum(map(_values, layers)),
-        head_parameters=_values(head),
+        layer_parameters=sum(source.n_values for source in layers),
+        head_parameters=head.n_values,
         adapter_parameters=sum(p.numel() for p in skeleton.adapters().values()),
         unit_bytes=tuple(sum(entry.n_bytes for entry in layout.entries.values()) for layout in parts.layouts),
     )
-
-
-def _values(entry: Entry) -> int:
-    return entry.n_bytes // entry.dtype.itemsize
 
 
 def request_for(parts: Parts, way: Way, batch_size: int, seq_len: int, rates: Rates) -> Request:
@@ -137,7 +146,7 @@ def build_passes(parts: Parts, way: Way, seed: int, prefix: Spilled) -> Passes:
     }
     small = {name: always.pop(name) for name in skeleton.beside_head}
     body = Body(skeleton.model, skeleton.layers, _rows_of(by_row, skeleton.rest[skeleton.table], held), always)
-    store = Store(Reader(way), parts.layouts, held)
+    store = Store(Reader(way), parts.layouts)
     return Passes(
         skeleton=skeleton,
         body=body,
@@ -150,6 +159,21 @@ def build_passes(parts: Parts, way: Way, seed: int, prefix: Spilled) -> Passes:
         seed=seed,
         device=device,
     )
+
+
+def start_magnitudes(parts: Parts) -> None:
+    """Read the maps that DoRA adapts, one at a time, and let its new magnitudes start from them.
+
+    Raises:
+        ReadError: as `Reader.read`.
+    """
+    skeleton, reader = parts.skeleton, Reader()
+    for layer, sources in zip(skeleton.layers, skeleton.sources, strict=True):
+        for name, module in layer.named_modules():
+            if isinstance(module, LoraLayer) and len(module.lora_magnitude_vector):
+                weight = read_tensor(reader, sources[f"{name}.weight"], skeleton.model.dtype)
+                adapting.start_magnitudes(module, weight.to(skeleton.device))
+    reader.close()
 
 
 def _rows_of(

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from labkit.offload.grouped import GroupedShapes
 from labkit.offload.skeleton import CannotStream
 
 Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -170,7 +172,11 @@ class Body:
                     raise
         args, kwargs = tree_map(_to_meta, log.arguments[0])
         layer = copy.deepcopy(self._layers[0]).to("meta")
-        return isinstance(layer(_to_meta(log.first), *args, **kwargs), tuple)
+        # Adapters change no form, and those of bare parameters cannot be asked on the meta device.
+        for adapted in filter(lambda module: isinstance(module, BaseTunerLayer), layer.modules()):
+            adapted.enable_adapters(False)
+        with GroupedShapes():
+            return isinstance(layer(_to_meta(log.first), *args, **kwargs), tuple)
 
     @contextmanager
     def _rows_only(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ class StreamedLM:
         spill_dir: str | Path | None = None,
         callbacks: Sequence[Callable[[StepReport], None]] = (),
     ) -> None:
-        """Take a checkpoint apart; no layer is read yet.
+        """Take a checkpoint apart; no layer is read yet, save for new adapters of DoRA the maps that they are of.
 
         Args:
             checkpoint: folder as save_pretrained writes it: config.json, safetensors files, an index if several.
@@ -77,7 +77,8 @@ class StreamedLM:
         Raises:
             FileNotFoundError: no checkpoint there.
             DamagedCheckpoint: a header or the index is wrong.
-            CannotStream: the model is not one stack of layers, or lacks weights.
+            CannotStream: the model is not one stack of layers or lacks weights, or the adapters are not LoRA of linear
+                maps within the layers, drawn at random.
             MissingDevice: the device is not here.
             TooSmall: not even one sample of one token fits into the budget.
             ValueError: a choice that there is none of, such as another reader or no samples in a micro-batch.
@@ -87,12 +88,17 @@ class StreamedLM:
             raise ValueError("lora makes new adapters and adapter loads old ones; give one of them")
         self._where = machine.require(device)
         self.folder, self.lora, self.seed, self.step_number = Path(checkpoint), lora, seed, 0
-        if adapter is not None:
+        if adapter is None:
+            persist.require_bare(checkpoint)
+        else:
             self.lora = persist.lora_of(adapter)
         self._budget = budget(memory, self._where)
-        self._parts = assemble.take_apart(open_checkpoint(checkpoint), self.lora, dtype, self._where, seed)
+        own_seed = seed if adapter is None else None
+        self._parts = assemble.take_apart(open_checkpoint(checkpoint), self.lora, dtype, self._where, own_seed)
         if adapter is not None:
             persist.load_adapter(adapter, self.adapters())
+        elif lora is not None and lora.use_dora:
+            assemble.start_magnitudes(self._parts)
         self._choices = {"micro_batch": micro_batch, "slots": slots, "spill": spill}
         self._spill_dir = Path(spill_dir or tempfile.gettempdir())
         self.trial = assemble.try_reading(self._parts)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from labkit.offload.body import Body, Calls, run_layer
+from labkit.offload.grouped import GroupedShapes
 from labkit.offload.head import token_loss
 from labkit.offload.skeleton import Skeleton
 
@@ -94,9 +95,10 @@ def _peak_of(skeleton: Skeleton, layer: int, calls: list[Calls]) -> Callable[[in
 
 def _layer_peak(skeleton: Skeleton, i: int, calls: Calls) -> int:
     trained, layer = skeleton.lowest_trained < len(skeleton.layers), skeleton.layers[i]
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, GroupedShapes():
         arguments = tree_map(lambda leaf: _faked(fake, leaf), calls.arguments[i])
-        weights = {name: _empty(p) for name, p in layer.named_parameters(remove_duplicate=False)}
+        named = layer.named_parameters(remove_duplicate=False)
+        weights = {name: torch.nn.Parameter(_empty(p), requires_grad=p.requires_grad) for name, p in named}
         own = [weight for weight in weights.values() if weight.requires_grad]
         hidden = _empty(calls.hidden).requires_grad_(trained)
         upstream = torch.empty_like(hidden)

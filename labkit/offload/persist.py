@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from labkit.files import disk_errors, replacing
-from labkit.offload.headers import Checkpoint, DamagedCheckpoint
+from labkit.offload.headers import CannotStream, Checkpoint, DamagedCheckpoint
 from labkit.offload.skeleton import Skeleton
 
+_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _STATE = "labkit"
 _FORMAT = 1
@@ -30,12 +31,25 @@ def lora_of(folder: str | Path) -> LoraConfig:
         FileNotFoundError: the folder holds none.
     """
     folder = Path(folder)
-    for name in ("adapter_config.json", _WEIGHTS):
+    for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; name a folder as PEFT's save_pretrained writes it")
     config = LoraConfig.from_pretrained(folder)
     config.inference_mode = False
     return config
+
+
+def require_bare(folder: str | Path) -> None:
+    """Refuse a folder of a model with adapters in it, which transformers would load with the model.
+
+    Raises:
+        CannotStream: it holds some.
+    """
+    if (Path(folder) / _CONFIG).is_file():
+        raise CannotStream(
+            f"{folder} holds adapters ({_CONFIG}), which transformers loads with the model; pass their folder as "
+            "adapter= and the model's as checkpoint, or move the adapters elsewhere"
+        )
 
 
 def load_adapter(folder: str | Path, adapters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -196,8 +210,8 @@ def _copy(path: Path, saved: Mapping[str, torch.Tensor], own: Mapping[str, torch
 
 
 def _saved_name(name: str) -> str:
-    """Return the name that PEFT saves an adapter's parameter under: without the adapter's own."""
-    return name.replace(".default.", ".")
+    """Return the name that PEFT saves an adapter's parameter under: without the adapter's own, and as it once was."""
+    return name.replace(".default.", ".").replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

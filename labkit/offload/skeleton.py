@@ -6,25 +6,21 @@ says; which tensor fills which parameter follows from the names that transformer
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from labkit.offload.headers import Checkpoint, Entry
-
-
-class CannotStream(ValueError):
-    """A model that this engine cannot take apart; the message says why."""
+from labkit.offload.adapting import adapt
+from labkit.offload.headers import COMPUTED, CannotStream, Checkpoint
+from labkit.offload.store import Source
+from labkit.offload.tracing import trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,9 +33,9 @@ class Skeleton:
     """PEFT's wrapper around it, or None without adapters."""
     layers: nn.ModuleList
     """Its decoder layers."""
-    sources: tuple[Mapping[str, Entry], ...]
+    sources: tuple[Mapping[str, Source], ...]
     """For each layer, where its frozen parameters lie, by their names within the layer."""
-    rest: Mapping[str, Entry]
+    rest: Mapping[str, Source]
     """Where the parameters outside the layers lie, by their names in the model."""
     device: torch.device
     """Where adapters are and layers are computed."""
@@ -85,7 +81,12 @@ class Skeleton:
 
 
 def build_skeleton(
-    checkpoint: Checkpoint, *, lora: LoraConfig | None, dtype: torch.dtype | None, device: torch.device, seed: int
+    checkpoint: Checkpoint,
+    *,
+    lora: LoraConfig | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    seed: int | None,
 ) -> Skeleton:
     """Build a model from its configuration, without weights.
 
@@ -94,25 +95,37 @@ def build_skeleton(
         lora: PEFT's configuration; adapters are float32 and initialised as PEFT does.
         dtype: type to compute in; None for the stored one.
         device: where adapters are and layers are computed.
-        seed: of the adapters.
+        seed: of new adapters; None for zeros that saved ones are to be copied over.
 
     Raises:
-        CannotStream: the layers cannot be found, or a parameter has no tensor in the checkpoint.
+        CannotStream: the layers cannot be found, a parameter has no tensor in the checkpoint, the checkpoint is
+            quantized, or the adapters are not ones that get a gradient here.
     """
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    _require_plain_weights(config, checkpoint)
     dtype = dtype or _stored_dtype(checkpoint)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     model.requires_grad_(False).config.use_cache = False
     layers = find_layers(model)
-    sources = _sources(model, checkpoint)
+    sources = trace(model, checkpoint)
     own = {id(p) for p in layers.parameters()}
     rest = {name: sources[name] for name, p in _parameters(model) if id(p) not in own}
     by_layer = tuple({n: sources[pre + n] for n, _ in _parameters(layer)} for pre, layer in _prefixed(model, layers))
-    adapted = None if lora is None else _adapt(model, lora, seed)
+    adapted = None if lora is None else adapt(model, layers, lora, seed)
     _move(model, device)
     return Skeleton(model=model, adapted=adapted, layers=layers, sources=by_layer, rest=rest, device=device)
+
+
+def _require_plain_weights(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    for own in (config, config.get_text_config()):
+        if quantized := getattr(own, "quantization_config", None):
+            kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+            raise CannotStream(
+                f"{checkpoint.folder} is quantized ({getattr(kind, 'value', kind)}), and only plain weights are "
+                "streamed; load it dequantized and save it with save_pretrained"
+            )
 
 
 def _move(model: PreTrainedModel, device: torch.device) -> None:
@@ -122,11 +135,11 @@ def _move(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the floating type that most bytes are stored in."""
-    sizes: dict[torch.dtype, int] = {}
+    """Return the type that most bytes are stored in, of those that weights are computed with."""
+    sizes = dict.fromkeys(COMPUTED.values(), 0)
     for entry in checkpoint.entries.values():
-        if entry.dtype.is_floating_point:
-            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.n_bytes
+        if entry.dtype in sizes:
+            sizes[entry.dtype] += entry.n_bytes
     return max(sizes, key=sizes.__getitem__)
 
 
@@ -161,69 +174,11 @@ def _prefixed(model: PreTrainedModel, layers: nn.ModuleList) -> list[tuple[str, 
     return [(f"{stack}.{i}.", layer) for i, layer in enumerate(layers)]
 
 
-def _sources(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Entry]:
-    """Trace every parameter to a tensor of the checkpoint: its own name, or that of one it is tied to."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in _parameters(model):
-        names.setdefault(id(parameter), []).append(name)
-    stored = _renamed(model, checkpoint)
-    found, missing = {}, []
-    for name, parameter in _parameters(model):
-        spelled = [s for n in (name, *names[id(parameter)]) for s in _spellings(n, model.base_model_prefix)]
-        entry = next((stored[s] for s in spelled if s in stored), None)
-        if entry is None or entry.shape != tuple(parameter.shape):
-            missing.append(name)
-        else:
-            found[name] = entry
-    if missing:
-        raise CannotStream(
-            f"{checkpoint.folder}: {len(missing)} parameters of {type(model).__name__} have no tensor of their name "
-            f"and shape there, {missing[0]} for one; save the model again with save_pretrained"
-        )
-    return found
-
-
-def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Entry]:
-    """Name tensors as transformers does when it loads them; those it would compute from others are left out."""
-    steps = get_model_conversion_mapping(model)
-    stored = {}
-    for key, entry in checkpoint.entries.items():
-        name, computed = key, False
-        for step in steps:
-            renamed, matched = step.rename_source_key(name)
-            computed |= matched is not None and not isinstance(step, WeightRenaming)
-            name = renamed
-        if not computed:
-            stored[name] = entry
-    return stored
-
-
-def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """Return how a parameter may be called: checkpoints of a bare body leave its prefix out."""
-    return (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
-
-
-def _adapt(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
-    """Wrap the maps that a configuration names, and give the adapters memory: PEFT leaves them without."""
-    with torch.device("meta"):
-        adapted = get_peft_model(model, copy.deepcopy(lora))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer):
-                _give_memory(module, lora)
-    return adapted
-
-
-def _give_memory(module: LoraLayer, lora: LoraConfig) -> None:
-    for kind in ("lora_A", "lora_B"):
-        for name, own in getattr(module, kind).items():
-            getattr(module, kind)[name] = own.to_empty(device="cpu").float()
-    for name in module.lora_A:
-        module.reset_lora_parameters(name, lora.init_lora_weights)
-
-
 def weights_of(layer: nn.Module, views: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Name views of weights as an adapted layer calls them: PEFT keeps a frozen map under `base_layer`."""
-    names = {name.replace(".base_layer.", "."): name for name, _ in _parameters(layer)}
-    return {names[name]: view for name, view in views.items()}
+    """Name views of weights as an adapted layer calls them: PEFT keeps what it wraps under `base_layer`.
+
+    They are parameters, because adapters of a bare parameter put it where it was as what it was, and share nothing, so
+    that setting one counts as a change of that one only.
+    """
+    names = {re.sub(r"\.base_layer(?=\.)", "", name): name for name, _ in _parameters(layer)}
+    return {names[name]: nn.Parameter(view.data, requires_grad=False) for name, view in views.items()}

@@ -1,11 +1,13 @@
 """Layers of a checkpoint laid out in buffers, and tensors read row by row.
 
-A buffer holds one layer's tensors one after the other, each aligned, in the type the model computes in. Where that is
-the stored type the disk's bytes go straight into the buffer.
+A buffer holds one layer's parameters one after the other, each aligned, in the type the model computes in. Where that
+is the stored type the disk's bytes go straight into the buffer. A parameter that lies in several tensors is joined by
+reading each of them to its place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,32 +19,82 @@ from labkit.offload.readers import ALIGNMENT, Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """A parameter that a checkpoint holds in several tensors: most hold each expert of a layer in its own."""
+
+    parts: tuple[Entry, ...]
+    """The tensors, in the order in which their numbers follow each other in the parameter."""
+    shape: tuple[int, ...]
+    """Shape of the parameter."""
+
+    @property
+    def n_values(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(part.n_bytes for part in self.parts)
+
+
+Source = Entry | Joined
+"""Where a parameter lies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """One parameter in a buffer."""
+
+    offset: int
+    """Its first byte there."""
+    dtype: torch.dtype
+    """Type it is held in."""
+    shape: tuple[int, ...]
+    """Its shape."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the buffer."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, memory: torch.Tensor) -> torch.Tensor:
+        """Return it in a buffer."""
+        return memory[self.offset : self.offset + self.n_bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Where each tensor of a group stands in a buffer."""
+    """Where each parameter of a group stands in a buffer, and where each tensor that is read for one."""
 
     entries: Mapping[str, Entry]
-    """Tensors by name."""
-    offsets: Mapping[str, int]
-    """First byte of each in the buffer."""
+    """Tensors on disk by name; those of one parameter have numbered names."""
+    places: Mapping[str, Held]
+    """Where each of them stands."""
+    parameters: Mapping[str, Held]
+    """Where each parameter stands."""
     n_bytes: int
     """Length of a buffer that holds them."""
 
 
-def lay_out(entries: Mapping[str, Entry], dtype: torch.dtype) -> Layout:
-    """Place tensors one after the other, aligned, in the order they lie in on disk."""
-    offsets, at = {}, 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].file, item[1].start)):
-        offsets[name] = at
-        at += -(-_held_bytes(entry, dtype) // ALIGNMENT) * ALIGNMENT
-    return Layout(entries=entries, offsets=offsets, n_bytes=at)
+def lay_out(sources: Mapping[str, Source], dtype: torch.dtype) -> Layout:
+    """Place parameters one after the other, aligned, in the order they lie in on disk."""
+    entries, places, parameters, at = {}, {}, {}, 0
+    for name, source in sorted(sources.items(), key=lambda item: (item[1].parts[0].file, item[1].parts[0].start)):
+        inner = at
+        for i, part in enumerate(source.parts):
+            own = f"{name}[{i}]" if len(source.parts) > 1 else name
+            entries[own] = part
+            places[own] = Held(offset=inner, dtype=held_dtype(part, dtype), shape=part.shape)
+            inner += places[own].n_bytes
+        parameters[name] = Held(offset=at, dtype=held_dtype(source.parts[0], dtype), shape=source.shape)
+        at += -(-(inner - at) // ALIGNMENT) * ALIGNMENT
+    return Layout(entries=entries, places=places, parameters=parameters, n_bytes=at)
 
 
-def _held_bytes(entry: Entry, dtype: torch.dtype) -> int:
-    return entry.n_bytes // entry.dtype.itemsize * _held_dtype(entry, dtype).itemsize
-
-
-def _held_dtype(entry: Entry, dtype: torch.dtype) -> torch.dtype:
-    return dtype if entry.dtype.is_floating_point else entry.dtype
+def held_dtype(entry: Entry, dtype: torch.dtype) -> torch.dtype:
+    """Return the type a tensor is held in, in a model that computes in a type."""
+    return entry.held or (dtype if entry.dtype.is_floating_point else entry.dtype)
 
 
 @dataclass(slots=True)
@@ -53,8 +105,6 @@ class Store:
     """Reads the files."""
     layouts: Sequence[Layout]
     """One for each layer."""
-    dtype: torch.dtype
-    """Type the model computes in."""
     _staging: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     @property
@@ -70,7 +120,7 @@ class Store:
         """
         layout = self.layouts[layer]
         for run in runs(layout.entries):
-            if all(layout.entries[name].dtype == _held_dtype(layout.entries[name], self.dtype) for name in run.names):
+            if all(layout.entries[name].dtype == layout.places[name].dtype for name in run.names):
                 self.reader.read(run, [_bytes_of(layout, name, memory) for name in run.names])
             else:
                 self._convert(layout, run, memory)
@@ -83,27 +133,21 @@ class Store:
                 self._staging = torch.empty(entry.n_bytes, dtype=torch.uint8)
             raw = self._staging[: entry.n_bytes]
             self.reader.read(Run(file=run.file, start=entry.start, names=(name,), n_bytes=entry.n_bytes), [raw])
-            self._view(layout, name, memory).copy_(raw.view(entry.dtype).view(entry.shape))
+            layout.places[name].view(memory).copy_(raw.view(entry.dtype).view(entry.shape))
 
     def views(self, layer: int, memory: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return a layer's tensors in a buffer by name."""
-        layout = self.layouts[layer]
-        return {name: self._view(layout, name, memory) for name in layout.entries}
-
-    def _view(self, layout: Layout, name: str, memory: torch.Tensor) -> torch.Tensor:
-        entry, at = layout.entries[name], layout.offsets[name]
-        own = memory[at : at + _held_bytes(entry, self.dtype)]
-        return own.view(_held_dtype(entry, self.dtype)).view(entry.shape)
+        """Return a layer's parameters in a buffer by name."""
+        return {name: held.view(memory) for name, held in self.layouts[layer].parameters.items()}
 
 
 def _bytes_of(layout: Layout, name: str, memory: torch.Tensor) -> torch.Tensor:
-    at = layout.offsets[name]
-    return memory[at : at + layout.entries[name].n_bytes]
+    held = layout.places[name]
+    return memory[held.offset : held.offset + held.n_bytes]
 
 
-def read_tensor(reader: Reader, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
-    """Read one whole tensor into new memory."""
-    store = Store(reader, [lay_out({"": entry}, dtype)], dtype)
+def read_tensor(reader: Reader, source: Source, dtype: torch.dtype) -> torch.Tensor:
+    """Read one whole parameter into new memory."""
+    store = Store(reader, [lay_out({"": source}, dtype)])
     memory = torch.empty(store.buffer_bytes, dtype=torch.uint8)
     store.fill(0, memory)
     return store.views(0, memory)[""]
@@ -121,7 +165,7 @@ def read_rows(reader: Reader, entry: Entry, rows: torch.Tensor, dtype: torch.dty
             n_bytes=(last - first) * width,
         )
         reader.read(run, [raw[first:last].view(-1)])
-    return raw.view(entry.dtype).view(len(rows), *entry.shape[1:]).to(dtype)
+    return raw.view(entry.dtype).view(len(rows), *entry.shape[1:]).to(entry.held or dtype)
 
 
 def _stretches(rows: list[int]) -> list[tuple[int, int]]:

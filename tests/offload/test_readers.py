@@ -105,7 +105,7 @@ def entry(file: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype) ->
 def test_a_layer_is_laid_out_aligned_and_in_the_type_that_is_computed_in(file: Path) -> None:
     entries = {"b": entry(file, 30, (5, 3), torch.bfloat16), "a": entry(file, 0, (15,), torch.bfloat16)}
     for dtype in (torch.bfloat16, torch.float32):
-        store = Store(Reader(), [lay_out(entries, dtype)], dtype)
+        store = Store(Reader(), [lay_out(entries, dtype)])
         memory = readers.page_aligned(store.buffer_bytes)
         store.fill(0, memory)
         views = store.views(0, memory)

@@ -50,15 +50,19 @@ WHERE = {"first and last": [0, 1, 4, 5], "middle": [2, 3], "last": [5], "all": [
 
 def save(folder: Path, kind: str, dtype: torch.dtype) -> PreTrainedModel:
     """Write a small model in several shards."""
+    model = small(kind, CONFIGS[kind] | NO_DROPOUT.get(kind, {}), dtype)
+    model.save_pretrained(folder, max_shard_size="60KB")
+    return model
+
+
+def small(kind: str, settings: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**CONFIGS[kind] | NO_DROPOUT.get(kind, {})))
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
     # Larger than a fresh initialisation, so that every gradient is far from rounding; but a recurrence whose rates of
     # decay (their logarithms are parameters) grew as well would forget everything, and have no gradient.
     for name, parameter in model.named_parameters():
         parameter.data.mul_(0 if name.endswith("A_log") else 2)
-    model = model.to(dtype).eval()
-    model.save_pretrained(folder, max_shard_size="60KB")
-    return model
+    return model.to(dtype).eval()
 
 
 def maps(model: PreTrainedModel) -> list[str]:
