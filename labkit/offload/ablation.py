@@ -20,10 +20,14 @@ from labkit.offload.planner import schedule
 def without_reading(model: StreamedLM, batch: Batch) -> float:
     """Return the seconds of a pass up and down that computes with whatever the buffers hold."""
     model.have_buffers(*batch["input_ids"].shape)
-    with model.passes.pool.reading_nothing():
-        began = time.perf_counter()
-        model.gradients(batch)
-        return time.perf_counter() - began
+    model.passes.remembers = False
+    try:
+        with model.passes.pool.reading_nothing():
+            began = time.perf_counter()
+            model.gradients(batch)
+            return time.perf_counter() - began
+    finally:
+        model.passes.remembers = True
 
 
 def without_computing(model: StreamedLM, batch: Batch) -> float:

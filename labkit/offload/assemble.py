@@ -14,6 +14,7 @@ from labkit import device as machine
 from labkit.offload import adapting
 from labkit.offload.body import Body
 from labkit.offload.boundaries import InMemory, Spilled
+from labkit.offload.draws import left_alone
 from labkit.offload.footprint import Footprint, measure
 from labkit.offload.head import Head, Piece, pieces
 from labkit.offload.headers import CannotStream, Checkpoint, Entry
@@ -59,7 +60,8 @@ def take_apart(
         CannotStream: the model cannot be streamed.
     """
     base = anonymous_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    skeleton = build_skeleton(checkpoint, lora=lora, dtype=dtype, device=device, seed=seed)
+    with left_alone(device):
+        skeleton = build_skeleton(checkpoint, lora=lora, dtype=dtype, device=device, seed=seed)
     held = skeleton.model.dtype
     layouts = [lay_out(source, held) for source in skeleton.sources]
     head = _by_rows(skeleton, skeleton.head)

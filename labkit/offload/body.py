@@ -3,12 +3,16 @@
 The layers are replaced by recorders that hand the hidden states on unchanged and note their arguments, so that masks,
 positions and scales are those the model itself makes. For the head the last recorder hands on the true hidden states
 instead, and the model's own code makes logits of them.
+
+A model may change what it is given in place, and remember things between calls, such as the longest sequence so far.
+It is given copies, and found as it was after every call: what comes out depends on what goes in alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +24,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from labkit.offload.anatomy import body_of
+from labkit.offload.draws import left_alone
 from labkit.offload.grouped import GroupedShapes
+from labkit.offload.shared import Shared
 from labkit.offload.skeleton import CannotStream
-
-Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Returns rows of the input embedding [n, d], and for ids [b, T] at which of them each one's row is, [b, T]."""
+from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp
 
 
 @dataclass(slots=True)
@@ -35,62 +40,8 @@ class Calls:
     """What goes into the first layer, [b, T, d]."""
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
     """Arguments of each layer after the hidden states."""
-
-
-class _Recorder(nn.Module):
-    """Stands in for a layer."""
-
-    def __init__(self, layer: nn.Module, log: _Log) -> None:
-        super().__init__()
-        object.__setattr__(self, "_layer", layer)
-        object.__setattr__(self, "_log", log)
-
-    def __getattr__(self, name: str) -> Any:
-        # Models ask their layers for things such as the kind of attention they need a mask for.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_layer"), name)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._log.note(self._layer, hidden_states, args, kwargs)
-
-
-@dataclass(slots=True)
-class _Log:
-    n_layers: int
-    tuples: bool
-    inject: torch.Tensor | None = None
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    first: torch.Tensor | None = None
-    last: torch.Tensor | None = None
-
-    def note(self, layer: nn.Module, hidden: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self.last is not None and hidden is not self.last:
-            raise CannotStream(
-                f"the model changes its hidden states between layers {len(self.arguments) - 1} and "
-                f"{len(self.arguments)} ({type(layer).__name__}), outside of them; it cannot be streamed layer by layer"
-            )
-        self.first = hidden if self.first is None else self.first
-        self.arguments.append((args, kwargs))
-        if self.inject is not None and len(self.arguments) == self.n_layers:
-            hidden = self.inject
-        self.last = hidden
-        return (hidden,) if self.tuples else hidden
-
-
-class _RowEmbedding(nn.Module):
-    """Stands in for an embedding of which only the rows in use are in memory."""
-
-    def __init__(self, embedding: nn.Embedding, rows: Rows) -> None:
-        super().__init__()
-        self._own = copy.copy(embedding)
-        self._own.padding_idx = None
-        self._rows = rows
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        rows, places = self._rows(ids)
-        return functional_call(self._own, {"weight": rows}, (places,))
+    shared: Shared = field(default_factory=Shared)
+    """What layers leave for later ones."""
 
 
 class Body:
@@ -108,9 +59,16 @@ class Body:
             kept: weights outside the layers that are always in memory, by their names in the model.
         """
         self._model, self._layers, self._kept = model, layers, dict(kept)
+        self._name, self._body = body_of(model, layers)
         self._owner, self._slot = _holder(model, layers)
-        self._embedding = _RowEmbedding(model.get_input_embeddings(), rows)
-        self._tuples: bool | None = None
+        self._width = model.get_input_embeddings().weight.shape[-1]
+        self._device = next((weight.device for weight in self._kept.values()), torch.device("cpu"))
+        self._embedding = RowEmbedding(model.get_input_embeddings(), rows, self._device)
+        inside = {id(module) for module in layers.modules()}
+        self._around = [module for module in model.modules() if id(module) not in inside]
+        self._values = {id(b): b.clone() for module in self._around for b in module._buffers.values() if b is not None}
+        self._form: Form | None = None
+        self._by_ids = self._spoils = False
 
     def open(self, batch: Mapping[str, torch.Tensor], **more: Any) -> Calls:
         """Run everything before the layers on a micro-batch.
@@ -122,16 +80,22 @@ class Body:
         Raises:
             CannotStream: the layers do not hand their hidden states straight on.
         """
-        with torch.no_grad(), self._recording() as log, self._rows_only():
-            self._run_body({**batch, "use_cache": False, **more})
-        if (n_called := len(log.arguments)) != len(self._layers):
-            raise CannotStream(f"{type(self._model).__name__} called {n_called} of its {len(self._layers)} layers")
-        return Calls(log.first, log.arguments)
+        given = {name: value.clone() for name, value in batch.items()}
+        with torch.no_grad(), self._recording() as log, self._embedding_by(self._embedding):
+            self._run_body(given | more)
+        self._require_each_once(log)
+        return Calls(log.first, log.arguments, Shared.of(log.arguments))
 
-    def _run_body(self, inputs: Mapping[str, Any]) -> None:
-        prefix = f"{self._model.base_model_prefix}."
+    def _require_each_once(self, log: Log) -> None:
+        n_called, n_layers = len(log.arguments), len(self._layers)
+        if n_called != n_layers:
+            why = "" if n_called > n_layers else "; layers left out at random cannot be streamed"
+            raise CannotStream(f"{type(self._model).__name__} called {n_called} of its {n_layers} layers{why}")
+
+    def _run_body(self, inputs: dict[str, Any]) -> Any:
+        prefix = f"{self._name}."
         kept = {name.removeprefix(prefix): value for name, value in self._kept.items() if name.startswith(prefix)}
-        functional_call(self._model.base_model, kept, (), dict(inputs), tie_weights=False)
+        return functional_call(self._body, kept, (), _without_cache(self._body) | inputs, tie_weights=False)
 
     def logits(
         self, batch: Mapping[str, torch.Tensor], hidden: torch.Tensor, head: Mapping[str, torch.Tensor]
@@ -139,53 +103,170 @@ class Body:
         """Run everything after the layers, [b, T, d] -> logits [b, T, V].
 
         Args:
-            batch: as in `open`; of the ids only their shape counts.
+            batch: as in `open`; ids and labels do not count.
             hidden: what the last layer returned.
             head: weights outside the layers that are not kept, by name.
         """
-        inputs = {name: value for name, value in batch.items() if name == "attention_mask"}
-        inputs |= {"inputs_embeds": hidden.detach(), "use_cache": False}
-        with self._recording(hidden), self._rows_only():
+        inputs = {name: value.clone() for name, value in batch.items() if name not in ("input_ids", "labels")}
+        inject = hidden.clone() if self._spoils else hidden
+        with self._recording(inject), self._embedding_by(self._blank_embedding(hidden)):
+            inputs |= self._blank(hidden) | _without_cache(self._model)
             return functional_call(self._model, {**self._kept, **head}, (), inputs, tie_weights=False).logits
 
+    def _blank(self, hidden: torch.Tensor, size: float = 0.0) -> dict[str, torch.Tensor]:
+        """Return something to put before the layers when only what comes after them counts, of the embedding's width.
+
+        It is not the hidden states: a body may change in place what it is given, or expect another width.
+        """
+        shape = hidden.shape[-3:-1]
+        if self._by_ids:
+            return {"input_ids": torch.zeros(shape, dtype=torch.long, device=hidden.device)}
+        embeds = torch.zeros(*shape, self._width, dtype=self._model.dtype, device=hidden.device)
+        return {"inputs_embeds": embeds + size * ramp(embeds) if size else embeds}
+
+    def _blank_embedding(self, hidden: torch.Tensor, size: float = 0.0) -> RowEmbedding:
+        """Return an embedding that is the same for every id, zero by default, and reads nothing."""
+
+        def rows(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            row = hidden.new_zeros(1, self._width, dtype=self._model.dtype)
+            return row + size * ramp(row) if size else row, torch.zeros_like(ids)
+
+        return RowEmbedding(self._model.get_input_embeddings(), rows, hidden.device)
+
     @contextmanager
-    def _recording(self, inject: torch.Tensor | None = None) -> Iterator[_Log]:
-        if self._tuples is None:
-            self._tuples = False
-            self._tuples = self._returns_tuples()
-        log = _Log(len(self._layers), self._tuples, inject)
-        stand_ins = nn.ModuleList(_Recorder(layer, log) for layer in self._layers)
+    def _recording(self, inject: torch.Tensor | None = None, between: float = 0.0) -> Iterator[Log]:
+        """Have recorders in place of the layers, and find the modules around them as they were."""
+        if self._form is None:
+            self._ask()
+        log = Log(len(self._layers), self._form, inject, between)
+        stand_ins = nn.ModuleList(Recorder(layer, log) for layer in self._layers)
         setattr(self._owner, self._slot, stand_ins)
         try:
-            yield log
+            with self._as_found():
+                yield log
         finally:
             setattr(self._owner, self._slot, self._layers)
 
-    def _returns_tuples(self) -> bool:
-        """Ask the first layer whether it returns a tuple: called as the body calls it, but on the meta device."""
-        with torch.no_grad(), self._recording() as log, self._rows_only():
+    def _ask(self) -> None:
+        """Find out once how the body and its layers behave.
+
+        Raises:
+            CannotStream: not so that they can be taken apart.
+        """
+        self._form = Form()
+        try:
+            with self.at_rest(), torch.no_grad():
+                self._form, hidden = self._ask_layer()
+                self._ask_end(hidden)
+        except BaseException:
+            self._form = None
+            raise
+
+    def _ask_layer(self) -> tuple[Form, torch.Tensor]:
+        """Ask the first layer in which form it answers: called as the body calls it, but on the meta device.
+
+        The hidden states that it was given, of four tokens, are returned as well.
+        """
+        ids = torch.zeros(1, 4, dtype=torch.long, device=self._device)
+        with self._recording() as log, self._embedding_by(self._embedding):
             try:
-                self._run_body({"input_ids": torch.zeros(1, 4, dtype=torch.long), "use_cache": False})
+                self._run_body({"input_ids": ids})
             except Exception:
                 # A body that unpacks a tuple fails after the first layer on what it was given here instead.
                 if not log.arguments:
                     raise
         args, kwargs = tree_map(_to_meta, log.arguments[0])
-        layer = copy.deepcopy(self._layers[0]).to("meta")
+        layer, hidden = copy.deepcopy(self._layers[0]).to("meta"), _to_meta(log.first)
         # Adapters change no form, and those of bare parameters cannot be asked on the meta device.
         for adapted in filter(lambda module: isinstance(module, BaseTunerLayer), layer.modules()):
             adapted.enable_adapters(False)
-        with GroupedShapes():
-            return isinstance(layer(_to_meta(log.first), *args, **kwargs), tuple)
+        before = hidden._version
+        form = Form.of(layer(hidden, *args, **kwargs))
+        if hidden._version != before:
+            raise CannotStream(f"{type(layer).__name__} changes in place what it is given; it cannot be run again")
+        return form, log.first
+
+    def _ask_end(self, like: torch.Tensor) -> None:
+        """Ask what comes after the layers, and whether hidden states are all that goes from one layer to the next.
+
+        Raises:
+            CannotStream: they are not, or the body does not run on what stands in for the layers.
+        """
+        name = type(self._model).__name__
+        for self._by_ids in (False, True):
+            try:
+                out, called = self._run_end(like)
+                break
+            except CannotStream:
+                raise
+            except Exception as error:
+                if self._by_ids:
+                    raise CannotStream(f"{name} does not run with stand-ins for its layers: {error}") from error
+        between, other = self._run_end(like, between=1.0)
+        if not alike(called, other):
+            raise CannotStream(f"{name} calls a layer with something computed from what layers below it returned")
+        if not alike([out, out], [between, self._run_end(like, before=1.0)[0]]):
+            raise CannotStream(f"{name} uses more after its layers than the hidden states that the last one returned")
+
+    def _run_end(
+        self, like: torch.Tensor, *, before: float = 0.0, between: float = 0.0
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """Run the body with hidden states in place of the last layer's; return what it makes of them, and its calls.
+
+        Args:
+            like: hidden states; a copy of them is put in.
+            before: size of what goes into the first layer; it should not count.
+            between: size of what each layer adds; it should not count either.
+        """
+        hidden = like.clone()
+        with self._recording(hidden, between) as log, self._embedding_by(self._blank_embedding(hidden, before)):
+            out = self._run_body(self._blank(hidden, before))
+        self._require_each_once(log)
+        self._spoils = hidden._version > 0
+        return out if isinstance(out, torch.Tensor) else out[0], log.arguments
 
     @contextmanager
-    def _rows_only(self) -> Iterator[None]:
+    def _embedding_by(self, embedding: nn.Module) -> Iterator[None]:
         own = self._model.get_input_embeddings()
-        self._model.set_input_embeddings(self._embedding)
+        self._model.set_input_embeddings(embedding)
         try:
             yield
         finally:
             self._model.set_input_embeddings(own)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Ask for shapes alone: nothing around the layers drops, draws, or follows the length of a sequence."""
+        with left_alone(torch.device("cpu")), GroupedShapes(), self._as_found():
+            for module in self._around:
+                module.training = False
+                if kinds := getattr(module, "rope_type", None):
+                    module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+            yield
+
+    @contextmanager
+    def _as_found(self) -> Iterator[None]:
+        """Leave the modules around the layers as they were: attributes, buffers and what these hold."""
+        found = [(module, dict(module.__dict__), dict(module._buffers)) for module in self._around]
+        versions = {id(b): b._version for _, _, buffers in found for b in buffers.values() if b is not None}
+        try:
+            yield
+        finally:
+            for module, attributes, buffers in found:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+                module._buffers.clear()
+                module._buffers.update(buffers)
+                for buffer in buffers.values():
+                    if buffer is not None and buffer._version != versions[id(buffer)]:
+                        buffer.copy_(self._values[id(buffer)])
+
+
+def _without_cache(module: nn.Module) -> dict[str, bool]:
+    """Return what tells a module to keep no cache; a model from before there were any takes no such argument."""
+    taken = inspect.signature(module.forward).parameters
+    some = "use_cache" in taken or any(own.kind is inspect.Parameter.VAR_KEYWORD for own in taken.values())
+    return {"use_cache": False} if some else {}
 
 
 def _to_meta(value: Any) -> Any:
@@ -201,7 +282,24 @@ def _holder(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, s
 def run_layer(
     layer: nn.Module, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor, arguments: tuple[tuple, dict[str, Any]]
 ) -> torch.Tensor:
-    """Run one layer with weights that lie elsewhere, [b, T, d] -> [b, T, d]."""
+    """Run one layer with weights that lie elsewhere, [b, T, d] -> [b, T, d].
+
+    Raises:
+        CannotStream: it changed its arguments in place, which it or another layer is given again.
+    """
     args, kwargs = arguments
+    given = [*_tensors(args), *_tensors(kwargs.values())]
+    before = [tensor._version for tensor in given]
     out = functional_call(layer, dict(weights), (hidden, *args), kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    if [tensor._version for tensor in given] != before:
+        raise CannotStream(f"{type(layer).__name__} changes in place what all layers are given; it cannot be run again")
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among arguments and in their tuples; a cache, which layers may well change, is none."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)

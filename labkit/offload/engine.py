@@ -66,7 +66,7 @@ class StreamedLM:
                 is a budget of the GPU's memory.
             dtype: type to compute in; None for the stored one.
             device: "cpu" or "cuda".
-            seed: of adapters and dropout.
+            seed: of adapters, dropout and whatever else draws random numbers.
             reader: "drop", "direct" or "cached"; None to try which of the first two is faster.
             micro_batch: samples that go through a layer together; None to let the plan choose.
             slots: buffers for layers; None to let the plan choose.
@@ -150,10 +150,10 @@ class StreamedLM:
             batch: input_ids [N, T]; attention_mask [N, T] where there is padding; labels [N, T], by default the ids
                 without the padding. A label of -100 does not count. Labels stand at the same positions as the ids:
                 they are shifted here, as transformers does.
-            step: number of the step, which dropout depends on; by default of the next one.
+            step: number of the step, which random numbers depend on; by default of the next one.
 
         Raises:
-            ValueError: no adapters, no label, or ids outside the vocabulary.
+            ValueError: no adapters, no label, or values that are no ids, mask or labels.
             NotFinite: a hidden state, the loss or a gradient is infinite or no number.
             ReadError: weights could not be read.
         """
@@ -201,6 +201,7 @@ class StreamedLM:
             ReadError, NotFinite, ValueError: as `gradients`.
         """
         batch = self._complete(batch)
+        n_counted(batch)
         with self._ready(batch, "score") as micro_batch, self._evaluating():
             work = self.passes.open(batch, micro_batch, 0)
             self.passes.up(work, keep=False)
@@ -231,8 +232,9 @@ class StreamedLM:
             ReadError, ValueError: as `gradients`, or padding on the right, or no end of a sample.
         """
         ends = end_tokens(eos_token_id, self.vocabulary)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        batch = self._complete({"input_ids": input_ids, "attention_mask": mask})
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch = self._complete({name: value for name, value in given.items() if value is not None})
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         batch.pop("labels")
         require_prompts(batch, max_new_tokens)
         with self._ready(batch, "generate"), self._evaluating():
@@ -315,7 +317,8 @@ class StreamedLM:
         self.passes.prefix.close()
 
     def _complete(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return complete(batch, self.vocabulary)
+        rest, head = self._parts.skeleton.rest, self._parts.skeleton.head
+        return complete(batch, self.vocabulary, rest[head].shape[0])
 
     def have_buffers(self, batch_size: int, seq_len: int) -> Plan:
         """Have the buffers that the plan for a batch says, and return it.

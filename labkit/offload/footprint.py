@@ -20,6 +20,7 @@ from labkit.offload.body import Body, Calls, run_layer
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.head import token_loss
 from labkit.offload.skeleton import Skeleton
+from labkit.offload.store import held_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +59,36 @@ def measure(skeleton: Skeleton, seq_len: int, n_pieces: int = 1) -> Footprint:
         seq_len: tokens of a sample.
         n_pieces: pieces that the output matrix is read in.
     """
-    body = _body_of_zeros(skeleton)
-    calls = [body.open(_padded(samples, seq_len)) for samples in (1, 2)]
-    hidden = calls[0].hidden
-    return Footprint(
-        hidden=hidden.numel() * hidden.element_size(),
-        arguments=_storage_bytes(calls[0].arguments),
-        layer=_above([_line(_peak_of(skeleton, i, calls)) for i in _one_of_each_kind(skeleton, calls[0])]),
-        head=_line(lambda samples: _head_peak(skeleton, body, calls[samples - 1].hidden, n_pieces)),
-    )
+    body = _body_of_ones(skeleton)
+    with body.at_rest():
+        calls = [body.open(_padded(samples, seq_len)) for samples in (1, 2)]
+        for call in calls:
+            _fill_boxes(skeleton, call)
+        hidden = calls[0].hidden
+        return Footprint(
+            hidden=hidden.numel() * hidden.element_size(),
+            arguments=_storage_bytes(calls[0].arguments) + _shared_bytes(calls[0]),
+            layer=_above([_line(_peak_of(skeleton, i, calls)) for i in _one_of_each_kind(skeleton, calls[0])]),
+            head=_line(lambda samples: _head_peak(skeleton, body, calls[samples - 1].hidden, n_pieces)),
+        )
+
+
+def _fill_boxes(skeleton: Skeleton, calls: Calls) -> None:
+    """Run the layers one after the other, to see what each leaves for later ones."""
+    if not calls.shared.boxes:
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, GroupedShapes(), torch.no_grad():
+        hidden = _empty(calls.hidden)
+        for i, layer in enumerate(skeleton.layers):
+            arguments = tree_map(lambda leaf: _faked(fake, leaf), calls.arguments[i])
+            weights = {name: _empty(p) for name, p in layer.named_parameters(remove_duplicate=False)}
+            hidden = run_layer(layer, weights, hidden, arguments)
+            calls.shared.note(i)
+
+
+def _shared_bytes(calls: Calls) -> int:
+    """Return the bytes of what layers leave for later ones, and of as much gradient."""
+    return 2 * sum(v.numel() * v.element_size() for values in calls.shared.values.values() for v in values)
 
 
 def _line(peak: Callable[[int], int]) -> Line:
@@ -101,11 +123,11 @@ def _layer_peak(skeleton: Skeleton, i: int, calls: Calls) -> int:
         weights = {name: torch.nn.Parameter(_empty(p), requires_grad=p.requires_grad) for name, p in named}
         own = [weight for weight in weights.values() if weight.requires_grad]
         hidden = _empty(calls.hidden).requires_grad_(trained)
-        upstream = torch.empty_like(hidden)
+        upstream, lent = torch.empty_like(hidden), calls.shared.lend_empty(i, trained)
         with torch.set_grad_enabled(trained), LiveBytes() as live:
             out = run_layer(layer, weights, hidden, arguments)
             if trained:
-                torch.autograd.grad(out, [hidden, *own], upstream, allow_unused=True)
+                torch.autograd.grad(out, [hidden, *own, *lent], upstream, allow_unused=True)
             del out
         return live.peak
 
@@ -116,7 +138,7 @@ def _head_peak(skeleton: Skeleton, body: Body, hidden: torch.Tensor, n_pieces: i
     with FakeTensorMode(allow_non_fake_inputs=True):
         head = {skeleton.head: torch.empty(n_rows, width, dtype=dtype)}
         head |= {name: torch.empty(n_rows, dtype=dtype) for name in skeleton.beside_head}
-        labels = torch.empty(hidden.shape[:2], dtype=torch.long)
+        labels = torch.empty(hidden.shape[-3:-1], dtype=torch.long)
         leaf = _empty(hidden).requires_grad_()
         with torch.enable_grad(), LiveBytes() as live:
             loss = token_loss(body.logits({}, leaf, head), labels, 1)
@@ -137,10 +159,11 @@ def _storage_bytes(tree: Any) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-def _body_of_zeros(skeleton: Skeleton) -> Body:
-    """Return the code around the layers with zeros for weights: shapes are all that is asked of it."""
+def _body_of_ones(skeleton: Skeleton) -> Body:
+    """Return the code around the layers with ones for weights: shapes are asked of it, and what depends on what."""
     dtype = skeleton.model.dtype
-    kept = {name: torch.zeros(skeleton.rest[name].shape, dtype=dtype) for name in skeleton.kept}
+    sources = {name: skeleton.rest[name] for name in skeleton.kept}
+    kept = {name: torch.ones(own.shape, dtype=held_dtype(own.parts[0], dtype)) for name, own in sources.items()}
     width = skeleton.rest[skeleton.table].shape[1]
     return Body(
         skeleton.model,

@@ -9,7 +9,7 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -82,6 +82,8 @@ class Head:
     """It, in pieces."""
     small: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What else the head has, a bias for one, by its name in the model."""
+    drawing: Callable[[int], AbstractContextManager] = nullcontext
+    """Gives a micro-batch the random numbers of what comes after the layers, the same ones for every piece."""
 
     def loss_and_gradient(
         self, batches: Sequence[Batch], hidden: list[torch.Tensor], counted: int, held: Held
@@ -96,7 +98,9 @@ class Head:
         """
         if len(self.pieces) == 1:
             with held(0, None) as views:
-                return [self._whole(*pair, views, counted) for pair in zip(batches, hidden, strict=True)]
+                return [
+                    self._whole(m, *pair, views, counted) for m, pair in enumerate(zip(batches, hidden, strict=True))
+                ]
         norms = self._normalisers(batches, hidden, held)
         return self._by_pieces(batches, hidden, norms, counted, held)
 
@@ -113,22 +117,27 @@ class Head:
         token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         for i, piece in enumerate(self.pieces):
             with held(i, i + 1 if i + 1 < len(self.pieces) else None) as views, torch.no_grad():
-                value, place = self._logits(i, batch, hidden, views)[:, -1].float().max(-1)
+                value, place = self._logits(i, 0, batch, hidden, views)[:, -1].float().max(-1)
             token = torch.where(value > best, place + piece.first, token)
             best = torch.maximum(best, value)
         return token
 
-    def _whole(self, batch: Batch, hidden: torch.Tensor, views: Mapping[str, torch.Tensor], counted: int) -> float:
+    def _whole(
+        self, m: int, batch: Batch, hidden: torch.Tensor, views: Mapping[str, torch.Tensor], counted: int
+    ) -> float:
         leaf = hidden.detach().requires_grad_()
         with torch.enable_grad():
-            loss = token_loss(self._logits(0, batch, leaf, views), batch["labels"], counted)
+            loss = token_loss(self._logits(0, m, batch, leaf, views), batch["labels"], counted)
         hidden.copy_(torch.autograd.grad(loss, leaf)[0])
         return float(loss.detach())
 
-    def _logits(self, i: int, batch: Batch, hidden: torch.Tensor, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _logits(
+        self, i: int, m: int, batch: Batch, hidden: torch.Tensor, views: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         piece = self.pieces[i]
         rest = {name: value[piece.first : piece.last] for name, value in self.small.items()}
-        return self.body.logits(batch, hidden, {self.weight: views["weight"], **rest})
+        with self.drawing(m):
+            return self.body.logits(batch, hidden, {self.weight: views["weight"], **rest})
 
     def _normalisers(
         self, batches: Sequence[Batch], hidden: Sequence[torch.Tensor], held: Held
@@ -141,7 +150,7 @@ class Head:
         for i, piece in enumerate(self.pieces):
             with held(i, i + 1 if i + 1 < n else None) as views, torch.no_grad():
                 for m, batch in enumerate(batches):
-                    logits = _at_least_float32(self._logits(i, batch, hidden[m], views)[:, :-1])
+                    logits = _at_least_float32(self._logits(i, m, batch, hidden[m], views)[:, :-1])
                     total, own = norms[m]
                     norms[m] = (torch.logaddexp(total, logits.logsumexp(-1)), own + _at_label(logits, batch, piece))
         return norms
@@ -160,7 +169,7 @@ class Head:
                 for m, batch in enumerate(batches):
                     leaf = hidden[m].detach().requires_grad_()
                     with torch.enable_grad():
-                        logits = self._logits(i, batch, leaf, views)[:, :-1]
+                        logits = self._logits(i, m, batch, leaf, views)[:, :-1]
                     upstream = _softmax_minus_label(logits.detach(), norms[m][0], batch, self.pieces[i]) / counted
                     gradients[m] += torch.autograd.grad(logits, leaf, upstream.to(logits.dtype))[0]
         for own, gradient in zip(hidden, gradients, strict=True):

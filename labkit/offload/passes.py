@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from labkit.offload.body import Body, Calls, run_layer
 from labkit.offload.boundaries import Block, InMemory, Spilled
+from labkit.offload.draws import Asked, drawn_from
 from labkit.offload.head import Batch, Head
 from labkit.offload.readers import Reader
 from labkit.offload.skeleton import Skeleton, weights_of
@@ -41,6 +42,10 @@ class Work:
     """Number of the optimizer step, which dropout depends on."""
     losses: list[float] = field(default_factory=list)
     """Loss of each, over the tokens of the whole pass."""
+    whole: bool = False
+    """Whether hidden states are all that goes on from its ids; not so where a cache holds earlier tokens."""
+    asked: list[Asked] = field(default_factory=list)
+    """Whether what was run so far drew random numbers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,11 +69,13 @@ class Passes:
     prefix: Spilled
     """Keeps what comes out of the layers below the lowest trained one, where that is the same each time."""
     seed: int
-    """Of dropout."""
+    """Of all random numbers, dropout for one."""
     device: torch.device
     """Where layers are computed."""
     training: bool = True
-    """Whether dropout is on."""
+    """Whether the model is in training mode: whether dropout is on, for one."""
+    remembers: bool = True
+    """Whether what comes out of the frozen layers at the bottom is kept; not so where buffers hold anything."""
     visited: Callable[[str], None] = lambda place: None
     """Is told of each layer and piece of the head that is done with."""
     _hidden: Block = field(default_factory=Block)
@@ -77,15 +84,17 @@ class Passes:
         """Cut a batch into micro-batches and run what comes before the layers."""
         rows = range(0, len(batch["input_ids"]), micro_batch)
         batches = [{name: value[at : at + micro_batch].to(self.device) for name, value in batch.items()} for at in rows]
-        calls = []
+        calls, asked = [], []
         for m, own in enumerate(batches):
-            with self._seeded(step, -1, m):
+            with self._drawn_from(step, -1, m) as drew:
                 calls.append(self.body.open(_inputs(own)))
+            asked.append(drew)
         hidden = self._hidden.tensors([call.hidden for call in calls])
         for own, call in zip(hidden, calls, strict=True):
             own.copy_(call.hidden)
             del call.hidden
-        return Work(batches=batches, calls=calls, hidden=hidden, step=step)
+        whole = not any(call.shared.boxes for call in calls)
+        return Work(batches=batches, calls=calls, hidden=hidden, step=step, whole=whole, asked=asked)
 
     def up(self, work: Work, *, keep: bool) -> None:
         """Run every layer without gradient; with `keep` what goes into those on the way back is kept."""
@@ -101,38 +110,57 @@ class Passes:
                     if keep and i >= lowest:
                         self.boundaries.put((i, m), work.hidden[m])
                     work.hidden[m].copy_(self._run(work, i, m, weights, work.hidden[m]))
+                    work.calls[m].shared.note(i)
             _require_finite(work.hidden, f"what layer {i} returned", work.step)
 
     def _skip_prefix(self, work: Work) -> int:
         """Return the first layer to run: the lowest trained one where what comes below it has been seen before."""
-        if not self._prefix_is_fixed() or not all(_content(own) in self.prefix for own in work.batches):
+        if not self._prefix_is_fixed(work) or not all(self._content(own) in self.prefix for own in work.batches):
             return 0
         for own, hidden in zip(work.batches, work.hidden, strict=True):
-            hidden.copy_(self.prefix.look(_content(own)))
+            hidden.copy_(self.prefix.look(self._content(own)))
         return self.skeleton.lowest_trained
 
-    def _prefix_is_fixed(self) -> bool:
+    def _prefix_is_fixed(self, work: Work) -> bool:
+        """Say whether what comes out below the lowest trained layer is the same each time, as far as was seen.
+
+        What drew random numbers is another at each step, and is never remembered.
+        """
         some = 0 < self.skeleton.lowest_trained < len(self.skeleton.layers)
-        return some and not (self.training and self.skeleton.has_dropout)
+        return some and work.whole and not any(asked.drew for asked in work.asked)
 
     def _remember_prefix(self, work: Work) -> None:
-        if self._prefix_is_fixed():
+        if self.remembers and self._prefix_is_fixed(work):
             for own, hidden in zip(work.batches, work.hidden, strict=True):
-                if _content(own) not in self.prefix:
-                    self.prefix.put(_content(own), hidden)
+                if self._content(own) not in self.prefix:
+                    self.prefix.put(self._content(own), hidden)
+
+    def _content(self, batch: Batch) -> str:
+        """Return what tells a micro-batch from others, as far as hidden states depend on it."""
+        digest = hashlib.sha256(f"{self.training} ".encode())
+        for name, value in sorted(_inputs(batch).items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def through_head(self, work: Work, counted: int) -> None:
         """Note the losses, and put their gradient by the last hidden states in place of those."""
+        self._draw_behind_layers(work)
         work.losses = self.head.loss_and_gradient(work.batches, work.hidden, counted, self._piece)
         _require_finite([torch.tensor(work.losses)], "the loss", work.step)
 
     def position_losses(self, work: Work) -> list[torch.Tensor]:
         """Return the loss of every position of each micro-batch in nats, [b, T - 1], 0 where there is no label."""
+        self._draw_behind_layers(work)
         return self.head.losses(work.batches, work.hidden, self._piece)
 
     def likeliest(self, work: Work) -> torch.Tensor:
         """Return the token with the largest logit after the last position of each sample, [b], of one micro-batch."""
-        return self.head.likeliest(work.batches[0], work.hidden[0][:, -1:], self._piece)
+        self._draw_behind_layers(work)
+        return self.head.likeliest(work.batches[0], work.hidden[0][..., -1:, :], self._piece)
+
+    def _draw_behind_layers(self, work: Work) -> None:
+        n = len(self.skeleton.layers)
+        self.head.drawing = lambda m: self._drawn_from(work.step, n, m)
 
     def down(self, work: Work) -> dict[int, torch.Tensor]:
         """Differentiate layer by layer; return the gradient of each adapter by the id of its parameter."""
@@ -163,15 +191,23 @@ class Passes:
         wanted_below = i > self.skeleton.lowest_trained
         hidden = self.boundaries.take((i, m)).detach().requires_grad_(wanted_below)
         wanted = [hidden, *own] if wanted_below else [*own]
+        shared = work.calls[m].shared
+        lent = shared.lend(i, self.skeleton.lowest_trained)
         with torch.enable_grad():
             out = self._run(work, i, m, weights, hidden)
-        return list(torch.autograd.grad(out, wanted, work.hidden[m], allow_unused=True))
+        left, by_left = shared.left(i)
+        outputs, upstream = [out, *left], [work.hidden[m], *by_left]
+        found = list(torch.autograd.grad(outputs, [*wanted, *lent], upstream, allow_unused=True))
+        shared.take_back(found[len(wanted) :])
+        return found[: len(wanted)]
 
     def _run(
         self, work: Work, i: int, m: int, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor
     ) -> torch.Tensor:
-        with self._seeded(work.step, i, m):
-            return run_layer(self.skeleton.layers[i], weights, hidden, work.calls[m].arguments[i])
+        with self._drawn_from(work.step, i, m) as drew:
+            out = run_layer(self.skeleton.layers[i], weights, hidden, work.calls[m].arguments[i])
+        work.asked.append(drew)
+        return out
 
     @contextmanager
     def _layer(self, i: int, after: int | None) -> Iterator[dict[str, torch.Tensor]]:
@@ -200,24 +236,9 @@ class Passes:
         n = len(self.skeleton.layers)
         self.visited(f"layer {i}" if i < n else f"head {i - n}")
 
-    @contextmanager
-    def _seeded(self, step: int, layer: int, micro_batch: int) -> Iterator[None]:
-        """Give dropout the same draw each time a layer meets a micro-batch of a step, in whatever order."""
-        if not self.training:
-            yield
-            return
-        digest = hashlib.sha256(f"{self.seed} {step} {layer} {micro_batch}".encode()).digest()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            yield
-
-
-def _content(batch: Batch) -> str:
-    """Return what tells a micro-batch from others, as far as hidden states depend on it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(_inputs(batch).items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def _drawn_from(self, step: int, layer: int, micro_batch: int) -> AbstractContextManager[Asked]:
+        """Draw the same each time a layer meets a micro-batch of a step, whichever way it is passed."""
+        return drawn_from(self.seed, step, layer, micro_batch, device=self.device)
 
 
 def _inputs(batch: Batch) -> dict[str, torch.Tensor]:

@@ -1,14 +1,17 @@
-"""A model without its weights: its layers found, its adapters real, every frozen parameter traced to the checkpoint.
+"""A model without its weights: its layers found, its adapters real, all that a checkpoint holds traced to it.
 
-Nothing here knows an architecture by name. The layers are the one list of modules that is as long as the configuration
-says; which tensor fills which parameter follows from the names that transformers itself saves under.
+What a checkpoint holds are parameters and the buffers that are saved with them, such as a router's bias. Nothing here
+knows an architecture by name. The layers are the one list of modules that is as long as the configuration says; which
+tensor fills which parameter follows from the names that transformers itself saves under.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,11 +19,13 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from labkit.offload.adapting import adapt
+from labkit.offload.anatomy import other_media, require_every_layer, text_model
 from labkit.offload.headers import COMPUTED, CannotStream, Checkpoint
 from labkit.offload.store import Source
-from labkit.offload.tracing import trace
+from labkit.offload.tracing import named, trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,17 +39,11 @@ class Skeleton:
     layers: nn.ModuleList
     """Its decoder layers."""
     sources: tuple[Mapping[str, Source], ...]
-    """For each layer, where its frozen parameters lie, by their names within the layer."""
+    """For each layer, where its frozen parameters and saved buffers lie, by their names within the layer."""
     rest: Mapping[str, Source]
-    """Where the parameters outside the layers lie, by their names in the model."""
+    """Where those outside the layers lie, by their names in the model."""
     device: torch.device
     """Where adapters are and layers are computed."""
-
-    @property
-    def has_dropout(self) -> bool:
-        """Whether the frozen model itself draws random numbers while training."""
-        values = self.model.config.get_text_config().to_dict()
-        return any(("drop" in name or "pdrop" in name) and value for name, value in values.items())
 
     @property
     def table(self) -> str:
@@ -64,9 +63,12 @@ class Skeleton:
 
     @property
     def kept(self) -> list[str]:
-        """Names of what lies outside the layers and is always in memory: norms, learned positions."""
-        streamed = {self.table, self.head, *self.beside_head}
-        return [name for name in self.rest if name not in streamed]
+        """Names of what lies outside the layers and is always in memory: norms, learned positions.
+
+        What a model for several media holds for the others, a vision tower for one, is never read.
+        """
+        streamed, others = {self.table, self.head, *self.beside_head}, other_media(self.model, self.layers)
+        return [name for name in self.rest if name not in streamed and not name.startswith(others)]
 
     @property
     def lowest_trained(self) -> int:
@@ -108,11 +110,19 @@ def build_skeleton(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     model.requires_grad_(False).config.use_cache = False
+    _give_types(model, dtype)
     layers = find_layers(model)
     sources = trace(model, checkpoint)
-    own = {id(p) for p in layers.parameters()}
-    rest = {name: sources[name] for name, p in _parameters(model) if id(p) not in own}
-    by_layer = tuple({n: sources[pre + n] for n, _ in _parameters(layer)} for pre, layer in _prefixed(model, layers))
+    _warn_of_unused(model, checkpoint, sources)
+    own = {id(tensor) for _, tensor in _state(layers)}
+    rest = {name: sources[name] for name, tensor in _state(model) if id(tensor) not in own and name in sources}
+    _require_tables(model, rest)
+    by_layer = tuple(
+        {name: sources[pre + name] for name, _ in _state(layer) if pre + name in sources}
+        for pre, layer in _prefixed(model, layers)
+    )
+    if lora is not None:
+        require_every_layer(model)
     adapted = None if lora is None else adapt(model, layers, lora, seed)
     _move(model, device)
     return Skeleton(model=model, adapted=adapted, layers=layers, sources=by_layer, rest=rest, device=device)
@@ -126,6 +136,31 @@ def _require_plain_weights(config: PretrainedConfig, checkpoint: Checkpoint) -> 
                 f"{checkpoint.folder} is quantized ({getattr(kind, 'value', kind)}), and only plain weights are "
                 "streamed; load it dequantized and save it with save_pretrained"
             )
+
+
+def _give_types(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give each tensor the type that transformers loads it in: some stay float32 where the others are shorter."""
+    if not (plan := model._get_dtype_plan(dtype)):
+        return
+    pattern, by_group, _ = build_glob_alternation([*plan])
+    for name, tensor in _state(model):
+        if found := pattern.search(name):
+            tensor.data = tensor.data.to(plan[by_group[found.lastgroup]])
+
+
+def _require_tables(model: PreTrainedModel, rest: Mapping[str, Source]) -> None:
+    """Raise unless a model has one matrix of inputs and one of outputs.
+
+    Raises:
+        CannotStream: it has not.
+    """
+    for what, get in (("input embedding", model.get_input_embeddings), ("output", model.get_output_embeddings)):
+        try:
+            found = f"{_name_of(model, get())}.weight" in rest
+        except (AttributeError, NotImplementedError, StopIteration):
+            found = False
+        if not found:
+            raise CannotStream(f"{type(model).__name__} has no one matrix for its {what}; it cannot be streamed")
 
 
 def _move(model: PreTrainedModel, device: torch.device) -> None:
@@ -152,6 +187,8 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     n_layers = model.config.get_text_config().num_hidden_layers
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     found = [m for m in lists if not any(m in other.modules() for other in lists if other is not m)]
+    if len(found) > 1:
+        found = [m for m in found if any(m is own for own in text_model(model).modules())]
     if len(found) != 1:
         raise CannotStream(
             f"{type(model).__name__} has {len(found)} lists of {n_layers} modules, so its layers cannot be told; "
@@ -164,9 +201,10 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules(remove_duplicate=False) if module is wanted)
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name every parameter under each of its names, tied ones too."""
-    return module.named_parameters(remove_duplicate=False)
+def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name all that a checkpoint holds of a module: parameters, tied ones under each of their names, and buffers."""
+    named = module.state_dict(keep_vars=True).items()
+    return ((name, tensor) for name, tensor in named if isinstance(tensor, torch.Tensor))
 
 
 def _prefixed(model: PreTrainedModel, layers: nn.ModuleList) -> list[tuple[str, nn.Module]]:
@@ -174,11 +212,30 @@ def _prefixed(model: PreTrainedModel, layers: nn.ModuleList) -> list[tuple[str, 
     return [(f"{stack}.{i}.", layer) for i, layer in enumerate(layers)]
 
 
+def _warn_of_unused(model: PreTrainedModel, checkpoint: Checkpoint, sources: Mapping[str, Source]) -> None:
+    """Name the tensors that the model has no place for, as transformers does, without those it knows to be harmless."""
+    used = {(part.file, part.start) for source in sources.values() for part in source.parts}
+    keys = ((name, checkpoint.entries[key]) for key, name, _, _ in named(model, checkpoint))
+    known = SimpleNamespace(missing_keys=set(), unexpected_keys={n for n, e in keys if (e.file, e.start) not in used})
+    model._adjust_missing_and_unexpected_keys(known)
+    if known.unexpected_keys:
+        warnings.warn(
+            f"{checkpoint.folder}: {type(model).__name__} has no place for {len(known.unexpected_keys)} of the tensors "
+            f"there, {min(known.unexpected_keys)} for one; it is left out, as from_pretrained does",
+            stacklevel=2,
+        )
+
+
 def weights_of(layer: nn.Module, views: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Name views of weights as an adapted layer calls them: PEFT keeps what it wraps under `base_layer`.
 
-    They are parameters, because adapters of a bare parameter put it where it was as what it was, and share nothing, so
-    that setting one counts as a change of that one only.
+    Parameters stay parameters, because adapters of a bare parameter put it where it was as what it was. They share
+    nothing, so that setting one counts as a change of that one only.
     """
-    names = {re.sub(r"\.base_layer(?=\.)", "", name): name for name, _ in _parameters(layer)}
-    return {names[name]: nn.Parameter(view.data, requires_grad=False) for name, view in views.items()}
+    own = {re.sub(r"\.base_layer(?=\.)", "", name): (name, tensor) for name, tensor in _state(layer)}
+    given = {}
+    for stored, view in views.items():
+        name, tensor = own[stored]
+        is_parameter = isinstance(tensor, nn.Parameter)
+        given[name] = nn.Parameter(view.data, requires_grad=False) if is_parameter else view
+    return given

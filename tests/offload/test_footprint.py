@@ -81,7 +81,7 @@ def layer_peak(own, data: dict[str, torch.Tensor], i: int) -> int:
 def test_one_layer_of_each_kind_is_looked_at(tmp_path: Path) -> None:
     model = save(tmp_path, "qwen3_5_text", torch.float32)
     skeleton = streamed(tmp_path, config(model, WHERE["first and last"]))._parts.skeleton
-    calls = footprint._body_of_zeros(skeleton).open(footprint._padded(1, 12))
+    calls = footprint._body_of_ones(skeleton).open(footprint._padded(1, 12))
     chosen = footprint._one_of_each_kind(skeleton, calls)
     # Layers 0, 1, 4 and 5 have adapters; 2 and 5 are attention.
     assert chosen == [0, 2, 3, 5]
