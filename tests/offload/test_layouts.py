@@ -120,10 +120,11 @@ def an_index_that_names_a_tensor_nobody_needs_and_nobody_has(folder: Path) -> No
     change(folder / INDEX, lambda said: said["weight_map"].update(gone=said["weight_map"][QUERY]))
 
 
-def a_tensor_in_two_shards(folder: Path) -> None:
+def a_tensor_in_two_shards_of_which_the_index_names_the_first(folder: Path) -> None:
     content = clear(folder)
     one, two = halves(content)
     listed(folder, a=one | {QUERY: content[QUERY] + 1}, b=two | {QUERY: content[QUERY]})
+    change(folder / INDEX, lambda said: said["weight_map"].update({QUERY: "a.safetensors"}))
 
 
 def shards_below_the_folder(folder: Path) -> None:
@@ -200,7 +201,12 @@ LAYOUTS = [
     *(shards, one_file, one_file_beside_a_stale_index, one_file_beside_an_index_of_files_that_are_gone),
     *(files_of_other_names, saved_twice_into_shards_of_other_sizes, an_index_that_names_the_wrong_shard_of_a_tensor),
     *(an_index_that_leaves_tensors_out, an_index_that_names_a_tensor_nobody_needs_and_nobody_has),
-    *(a_tensor_in_two_shards, shards_below_the_folder, files_that_are_links, a_file_named_in_the_configuration),
+    *(
+        a_tensor_in_two_shards_of_which_the_index_names_the_first,
+        shards_below_the_folder,
+        files_that_are_links,
+        a_file_named_in_the_configuration,
+    ),
     *(an_index_named_in_the_configuration, a_body_without_its_prefix, a_head_that_is_tied_and_stored_alike),
     *(a_head_that_should_be_tied_and_is_not, a_head_in_place_of_the_embedding, shards_of_several_types),
     *(tensors_of_types_that_nothing_needs, tensors_of_half_a_byte_that_nothing_needs),
