@@ -11,7 +11,6 @@ It is given copies, and found as it was after every call: what comes out depends
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +23,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
-from labkit.offload.anatomy import body_of
+from labkit.offload.anatomy import as_found, body_of, holder_of
 from labkit.offload.draws import left_alone
 from labkit.offload.grouped import GroupedShapes
+from labkit.offload.headers import CannotStream
 from labkit.offload.shared import Shared
-from labkit.offload.skeleton import CannotStream
-from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp
+from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ class Body:
         """
         self._model, self._layers, self._kept = model, layers, dict(kept)
         self._name, self._body = body_of(model, layers)
-        self._owner, self._slot = _holder(model, layers)
+        self._owner, self._slot = holder_of(model, layers)
         self._width = model.get_input_embeddings().weight.shape[-1]
         self._device = next((weight.device for weight in self._kept.values()), torch.device("cpu"))
         self._embedding = RowEmbedding(model.get_input_embeddings(), rows, self._device)
@@ -95,7 +94,7 @@ class Body:
     def _run_body(self, inputs: dict[str, Any]) -> Any:
         prefix = f"{self._name}."
         kept = {name.removeprefix(prefix): value for name, value in self._kept.items() if name.startswith(prefix)}
-        return functional_call(self._body, kept, (), _without_cache(self._body) | inputs, tie_weights=False)
+        return functional_call(self._body, kept, (), without_cache(self._body) | inputs, tie_weights=False)
 
     def logits(
         self, batch: Mapping[str, torch.Tensor], hidden: torch.Tensor, head: Mapping[str, torch.Tensor]
@@ -110,7 +109,7 @@ class Body:
         inputs = {name: value.clone() for name, value in batch.items() if name not in ("input_ids", "labels")}
         inject = hidden.clone() if self._spoils else hidden
         with self._recording(inject), self._embedding_by(self._blank_embedding(hidden)):
-            inputs |= self._blank(hidden) | _without_cache(self._model)
+            inputs |= self._blank(hidden) | without_cache(self._model)
             return functional_call(self._model, {**self._kept, **head}, (), inputs, tie_weights=False).logits
 
     def _blank(self, hidden: torch.Tensor, size: float = 0.0) -> dict[str, torch.Tensor]:
@@ -142,7 +141,7 @@ class Body:
         stand_ins = nn.ModuleList(Recorder(layer, log) for layer in self._layers)
         setattr(self._owner, self._slot, stand_ins)
         try:
-            with self._as_found():
+            with as_found(self._around, self._values):
                 yield log
         finally:
             setattr(self._owner, self._slot, self._layers)
@@ -181,7 +180,11 @@ class Body:
         for adapted in filter(lambda module: isinstance(module, BaseTunerLayer), layer.modules()):
             adapted.enable_adapters(False)
         before = hidden._version
-        form = Form.of(layer(hidden, *args, **kwargs))
+        try:
+            form = Form.of(layer(hidden, *args, **kwargs))
+        except (NotImplementedError, RuntimeError) as error:
+            name = type(layer).__name__
+            raise CannotStream(f"what {name} takes depends on values, not on shapes alone: {error}") from error
         if hidden._version != before:
             raise CannotStream(f"{type(layer).__name__} changes in place what it is given; it cannot be run again")
         return form, log.first
@@ -223,7 +226,12 @@ class Body:
             out = self._run_body(self._blank(hidden, before))
         self._require_each_once(log)
         self._spoils = hidden._version > 0
-        return out if isinstance(out, torch.Tensor) else out[0], log.arguments
+        out = out if isinstance(out, torch.Tensor) else out[0]
+        if out.shape[-2] != hidden.shape[-2]:
+            raise CannotStream(
+                f"{type(self._model).__name__} gives its layers hidden states that are not [samples, tokens, width]"
+            )
+        return out, log.arguments
 
     @contextmanager
     def _embedding_by(self, embedding: nn.Module) -> Iterator[None]:
@@ -237,46 +245,17 @@ class Body:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Ask for shapes alone: nothing around the layers drops, draws, or follows the length of a sequence."""
-        with left_alone(torch.device("cpu")), GroupedShapes(), self._as_found():
+        everything = [*self._around, *self._layers.modules()]
+        with left_alone(torch.device("cpu")), GroupedShapes(), as_found(everything, self._values):
             for module in self._around:
                 module.training = False
                 if kinds := getattr(module, "rope_type", None):
                     module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
             yield
 
-    @contextmanager
-    def _as_found(self) -> Iterator[None]:
-        """Leave the modules around the layers as they were: attributes, buffers and what these hold."""
-        found = [(module, dict(module.__dict__), dict(module._buffers)) for module in self._around]
-        versions = {id(b): b._version for _, _, buffers in found for b in buffers.values() if b is not None}
-        try:
-            yield
-        finally:
-            for module, attributes, buffers in found:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                module._buffers.clear()
-                module._buffers.update(buffers)
-                for buffer in buffers.values():
-                    if buffer is not None and buffer._version != versions[id(buffer)]:
-                        buffer.copy_(self._values[id(buffer)])
-
-
-def _without_cache(module: nn.Module) -> dict[str, bool]:
-    """Return what tells a module to keep no cache; a model from before there were any takes no such argument."""
-    taken = inspect.signature(module.forward).parameters
-    some = "use_cache" in taken or any(own.kind is inspect.Parameter.VAR_KEYWORD for own in taken.values())
-    return {"use_cache": False} if some else {}
-
 
 def _to_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
-
-
-def _holder(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, str]:
-    return next(
-        (module, name) for module in model.modules() for name, child in module.named_children() if child is layers
-    )
 
 
 def run_layer(

@@ -107,6 +107,7 @@ class StreamedLM:
         self._resumed_choices: dict[str, dict[str, int]] = {}
         self.plan_for(1, 1)
         self.passes = assemble.build_passes(self._parts, self.reader, seed, Spilled(self._spill_dir))
+        self.passes.graph_up = self._learned_masks
         self._optimizer: torch.optim.Optimizer | None = None
         self.callbacks = list(callbacks)
         self.train()
@@ -139,6 +140,7 @@ class StreamedLM:
         if shape not in self._plans:
             rates = assemble.rates_of(self._parts, self.trial, self.reader, batch_size * seq_len)
             request = assemble.request_for(self._parts, self.reader, batch_size, seq_len, rates)
+            self._learned_masks = request.footprint.learned_masks
             made = self._choices | self._resumed_choices.get(f"{batch_size}x{seq_len}", {})
             self._plans[shape] = choose(request, self._budget, **made)
         return self._plans[shape]
@@ -290,6 +292,7 @@ class StreamedLM:
 
     extra: Mapping[str, Any] = {}
     _resumed: Path | None = None
+    _learned_masks = False
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Give an optimizer over `adapters()` the state it had when the file was written.

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from labkit.offload.anatomy import CannotStream
 from labkit.offload.body import Body, Calls, run_layer
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.head import token_loss
@@ -49,6 +51,8 @@ class Footprint:
     """A layer's recomputation and gradient, or its forward pass in a model without adapters."""
     head: Line
     """Logits of one piece of the vocabulary, the loss, and the gradient by the hidden states."""
+    learned_masks: bool = False
+    """Whether a layer's attention has a mask with a gradient, which makes torch choose another kernel."""
 
 
 def measure(skeleton: Skeleton, seq_len: int, n_pieces: int = 1) -> Footprint:
@@ -58,18 +62,33 @@ def measure(skeleton: Skeleton, seq_len: int, n_pieces: int = 1) -> Footprint:
         skeleton: the model without weights.
         seq_len: tokens of a sample.
         n_pieces: pieces that the output matrix is read in.
+
+    Raises:
+        CannotStream: the parts of the model do not run by themselves.
     """
+    try:
+        return _measured(skeleton, seq_len, n_pieces)
+    except CannotStream:
+        raise
+    except Exception as error:
+        name = type(skeleton.model).__name__
+        raise CannotStream(f"the parts of {name} do not run by themselves: {error}") from error
+
+
+def _measured(skeleton: Skeleton, seq_len: int, n_pieces: int) -> Footprint:
     body = _body_of_ones(skeleton)
-    with body.at_rest():
+    with body.at_rest(), LearnedMasks() as masks:
         calls = [body.open(_padded(samples, seq_len)) for samples in (1, 2)]
         for call in calls:
             _fill_boxes(skeleton, call)
         hidden = calls[0].hidden
+        layer = _above([_line(_peak_of(skeleton, i, calls)) for i in _one_of_each_kind(skeleton, calls[0])])
         return Footprint(
             hidden=hidden.numel() * hidden.element_size(),
             arguments=_storage_bytes(calls[0].arguments) + _shared_bytes(calls[0]),
-            layer=_above([_line(_peak_of(skeleton, i, calls)) for i in _one_of_each_kind(skeleton, calls[0])]),
+            layer=layer,
             head=_line(lambda samples: _head_peak(skeleton, body, calls[samples - 1].hidden, n_pieces)),
+            learned_masks=masks.seen,
         )
 
 
@@ -178,6 +197,21 @@ def _padded(samples: int, seq_len: int) -> dict[str, torch.Tensor]:
     mask = torch.ones(samples, seq_len, dtype=torch.long)
     mask[:, 0] = 0
     return {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
+
+
+class LearnedMasks(TorchFunctionMode):
+    """Sees whether attention is called with a mask that has a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at a call of attention and let it through."""
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            mask = (kwargs or {}).get("attn_mask", args[3] if len(args) > 3 else None)
+            self.seen |= mask is not None and mask.requires_grad
+        return function(*args, **(kwargs or {}))
 
 
 class LiveBytes(TorchDispatchMode):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from labkit.offload.anatomy import as_found
 from labkit.offload.body import Body, Calls, run_layer
 from labkit.offload.boundaries import Block, InMemory, Spilled
 from labkit.offload.draws import Asked, drawn_from
@@ -42,6 +43,8 @@ class Work:
     """Number of the optimizer step, which dropout depends on."""
     losses: list[float] = field(default_factory=list)
     """Loss of each, over the tokens of the whole pass."""
+    apart: bool = False
+    """Whether no layer may keep anything for its next call; where tokens are decoded, some keep their state."""
     whole: bool = False
     """Whether hidden states are all that goes on from its ids; not so where a cache holds earlier tokens."""
     asked: list[Asked] = field(default_factory=list)
@@ -76,6 +79,8 @@ class Passes:
     """Whether the model is in training mode: whether dropout is on, for one."""
     remembers: bool = True
     """Whether what comes out of the frozen layers at the bottom is kept; not so where buffers hold anything."""
+    graph_up: bool = False
+    """Whether trained layers have a graph on the way up too: where torch would choose other kernels without one."""
     visited: Callable[[str], None] = lambda place: None
     """Is told of each layer and piece of the head that is done with."""
     _hidden: Block = field(default_factory=Block)
@@ -94,7 +99,7 @@ class Passes:
             own.copy_(call.hidden)
             del call.hidden
         whole = not any(call.shared.boxes for call in calls)
-        return Work(batches=batches, calls=calls, hidden=hidden, step=step, whole=whole, asked=asked)
+        return Work(batches=batches, calls=calls, hidden=hidden, step=step, apart=True, whole=whole, asked=asked)
 
     def up(self, work: Work, *, keep: bool) -> None:
         """Run every layer without gradient; with `keep` what goes into those on the way back is kept."""
@@ -109,7 +114,10 @@ class Passes:
                 for m in range(len(work.hidden)):
                     if keep and i >= lowest:
                         self.boundaries.put((i, m), work.hidden[m])
-                    work.hidden[m].copy_(self._run(work, i, m, weights, work.hidden[m]))
+                    with torch.set_grad_enabled(self.graph_up and keep and i >= lowest):
+                        hidden = work.hidden[m].detach().requires_grad_(torch.is_grad_enabled() and i > lowest)
+                        out = self._run(work, i, m, weights, hidden).detach()
+                    work.hidden[m].copy_(out)
                     work.calls[m].shared.note(i)
             _require_finite(work.hidden, f"what layer {i} returned", work.step)
 
@@ -204,7 +212,8 @@ class Passes:
     def _run(
         self, work: Work, i: int, m: int, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor
     ) -> torch.Tensor:
-        with self._drawn_from(work.step, i, m) as drew:
+        modules = [*self.skeleton.layers[i].modules()] if work.apart else []
+        with self._drawn_from(work.step, i, m) as drew, as_found(modules):
             out = run_layer(self.skeleton.layers[i], weights, hidden, work.calls[m].arguments[i])
         work.asked.append(drew)
         return out

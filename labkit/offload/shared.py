@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from labkit.offload.anatomy import CannotStream
+from labkit.offload.headers import CannotStream
 
 Place = tuple[str, Hashable]
 """Name of the argument that is a box, and the key within it."""

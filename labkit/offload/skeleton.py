@@ -184,7 +184,10 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         CannotStream: no list of modules is as long as the configuration says, or several are.
     """
-    n_layers = model.config.get_text_config().num_hidden_layers
+    text = model.config.get_text_config()
+    # Where an encoder and a decoder have one configuration, a causal LM is the decoder.
+    named = [getattr(text, name, None) for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers")]
+    n_layers = next(n for n in named if n)
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     found = [m for m in lists if not any(m in other.modules() for other in lists if other is not m)]
     if len(found) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from labkit.offload.skeleton import CannotStream
+from labkit.offload.headers import CannotStream
 
 Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Returns rows of the input embedding [n, d], and for ids [b, T] at which of them each one's row is, [b, T]."""
@@ -145,6 +146,30 @@ class Recorder(nn.Module):
         return self._log.note(self._layer, hidden_states, args, kwargs)
 
 
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """Return what tells a module to keep no cache; a model from before there were any takes no such argument."""
+    taken = inspect.signature(module.forward).parameters
+    some = "use_cache" in taken or any(own.kind is inspect.Parameter.VAR_KEYWORD for own in taken.values())
+    return {"use_cache": False} if some else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Stands in for the matrix of an embedding, of which models ask width, type, device, or the row of the padding."""
+
+    rows: Rows
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __getitem__(self, key: int | tuple[int | slice, ...]) -> torch.Tensor:
+        row, *rest = key if isinstance(key, tuple) else (key,)
+        if not isinstance(row, int):
+            raise TypeError(f"an embedding that is read by rows has no {row!r}")
+        rows, places = self.rows(torch.tensor([[row]], device=self.device))
+        return rows[places[0, 0]][tuple(rest)]
+
+
 class RowEmbedding(nn.Module):
     """Stands in for an embedding of which only the rows in use are in memory."""
 
@@ -153,8 +178,7 @@ class RowEmbedding(nn.Module):
         self._own = copy.copy(embedding)
         self._own.padding_idx = None
         self._rows = rows
-        # Models ask it for its width, type and device; no row is in it.
-        self.weight = torch.empty(0, *embedding.weight.shape[1:], dtype=embedding.weight.dtype, device=device)
+        self.weight = _Table(rows, embedding.weight.shape, embedding.weight.dtype, device)
 
     def __getattr__(self, name: str) -> Any:
         """Answer as the embedding where a model asks for its scale, for one."""

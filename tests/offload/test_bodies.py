@@ -36,6 +36,8 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "alibi": ("bloom", {}),
     "alibi as an argument": ("falcon", {"alibi": True, "multi_query": False}),
     "experts": ("mixtral", {}),
+    "a mask with a gradient": ("doge", {}),
+    "layers keep their state": ("recurrent_gemma", {}),
 }
 
 
@@ -94,6 +96,18 @@ def test_what_a_layer_left_may_not_be_replaced() -> None:
     box["keys"] = (torch.ones(1),)
     with pytest.raises(CannotStream, match="layer 1 replaces what layer 0 left in box"):
         shared.note(1)
+
+
+def test_a_second_plan_is_made_after_layers_have_run(tmp_path: Path) -> None:
+    own = streamed(tmp_path, lora_on(write(tmp_path, "recurrent_gemma"), [0, 3]))
+    for n in (12, 6):
+        own.gradients(longer(n))
+
+
+def test_parts_that_do_not_run_by_themselves_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "prophetnet")
+    with pytest.raises(CannotStream, match="the parts of ProphetNetForCausalLM do not run by themselves"):
+        StreamedLM(tmp_path)
 
 
 class SpoilingConfig(LlamaConfig):

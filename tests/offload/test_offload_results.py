@@ -185,13 +185,13 @@ def test_the_bounds_stand_at_every_batch_size_that_was_halved_with_the_spread_of
 def test_held_out_losses_are_published_before_and_after_with_the_seeds_of_a_window_averaged() -> None:
     found = empty("cpu-24gb")
     arms = learn_specs(found.params)
-    assert [(arm.batch_size, arm.steps, arm.seed) for arm in arms] == [(32, 200, seed) for seed in (0, 1, 2)]
+    assert [(arm.batch_size, arm.steps, arm.seed) for arm in arms] == [(8, 200, seed) for seed in (0, 1, 2)]
     found.learning = {arm: learned() for arm in arms}
     found.learning[arms[0]]["streamed"]["held_out_after"] = [3.6, 4.8, 5.7]
     numbers = results.held_out_results(found)
-    assert numbers["held_out_nats/before/batch_32"]["value"] == pytest.approx(5.0)
-    assert numbers["held_out_nats/change/batch_32"]["value"] == pytest.approx((-0.2 - 0.2 - 0.3) / 3)
-    assert numbers["held_out_nats/change/batch_32"]["n_seeds"] == 3, "windows, not windows times seeds"
+    assert numbers["held_out_nats/before/batch_8"]["value"] == pytest.approx(5.0)
+    assert numbers["held_out_nats/change/batch_8"]["value"] == pytest.approx((-0.2 - 0.2 - 0.3) / 3)
+    assert numbers["held_out_nats/change/batch_8"]["n_seeds"] == 3, "windows, not windows times seeds"
     table = tables.held_out_table(found).set_index("training")
     assert table["change, nats"].to_dict() == pytest.approx({"streamed": -0.7 / 3, "resident": -0.2})
     assert (table["change, low"] < table["change, nats"]).all()
@@ -240,8 +240,8 @@ def test_a_profile_says_what_runs() -> None:
 
 def test_a_plan_counts_the_steps_at_every_speed_of_the_disk() -> None:
     large = params.resolve("chunked_offload", "cpu-24gb")
-    assert cost.computed_samples(large) == 8 * (3 * 233 + 233) + 1
-    assert cost.read_passes(large) == 8 * (2 * 5 + 2 * (2 + 4)) + 1
+    assert cost.computed_samples(large) == 8 * (2 * 169 + 169) + 1
+    assert cost.read_passes(large) == 8 * (2 * 4 + 2 * 2) + 1
     assert cost.read_passes(params.resolve("chunked_offload", "cpu")) == 3 * 4 + 1
 
 

@@ -66,6 +66,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"laurel_rank": 4, "num_kv_shared_layers": 2, "intermediate_size": [64] * N_LAYERS, "altup_num_inputs": 2}
     | {"layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * N_LAYERS},
     "llama4_text": LOCAL | {"head_dim": 8, "intermediate_size_mlp": 64, "attention_chunk_size": 8},
+    "doge": GROUPED,
+    "recurrent_gemma": SIZES
+    | TOKENS
+    | {"intermediate_size": 64, "lru_width": 32, "attention_window_size": 8, "num_key_value_heads": 1, "head_dim": 8}
+    | {"block_types": ["recurrent", "attention"]},
+    "prophetnet": TOKENS
+    | {"vocab_size": 97, "hidden_size": 32, "num_decoder_layers": N_LAYERS, "num_decoder_attention_heads": 4}
+    | {"decoder_ffn_dim": 64, "num_encoder_layers": 1, "max_position_embeddings": 64},
     "gemma3": {
         "text_config": GROUPED | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
         "vision_config": VISION,
@@ -95,11 +103,8 @@ def write(
 def maps(model: PreTrainedModel) -> list[str]:
     """Name every linear map of the layers; those of experts are parameters, and no maps of their own."""
     named = {name.rpartition(".")[2]: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    beside = (
-        {"router", "gate_proj", "up_proj", "down_proj"}
-        if any("expert" in n for n, _ in model.named_modules())
-        else set()
-    )
+    mixed = any("expert" in name for name, _ in model.named_modules())
+    beside = {"router", "gate_proj", "up_proj", "down_proj"} if mixed else set()
     beside |= {n for n, m in named.items() if m is model.get_output_embeddings() or n.isdigit()}
     return sorted({*named} - beside)
 

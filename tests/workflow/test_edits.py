@@ -126,7 +126,7 @@ def raised(path: str, name: str):
 
     def edit(root: Path) -> None:
         text = (root / path).read_text(encoding="utf-8")
-        after, n = re.subn(rf'("{name}",\s+version=)1', r"\g<1>2", text)
+        after, n = re.subn(rf'("{name}",\s+version=)(\d+)', lambda found: f"{found[1]}{int(found[2]) + 1}", text)
         assert n == 1, path
         (root / path).write_text(after, encoding="utf-8")
 

@@ -75,7 +75,7 @@ def test_a_changed_constant_is_named_by_its_first_field_and_asks_for_a_version(c
     assert done.returncode == 1
     assert "scaling.train behaves differently: golden 1, " in done.stdout
     assert " -> " in done.stdout
-    assert "raise its version to 2 and run `labkit evidence sign scaling.train`" in done.stdout
+    assert "raise its version to 3 and run `labkit evidence sign scaling.train`" in done.stdout
     assert (copy / lock.FILE).read_text() == signed
     refused = evidence(copy, "sign", "scaling.train")
     assert (refused.returncode, "raise its version first" in refused.stderr) == (2, True)
