@@ -48,6 +48,11 @@ ONE_TENSOR_EACH = {
     "granitemoeshared": SMALL | {"num_local_experts": 5, "shared_intermediate_size": 40},
 }
 
+BOTH_TYPES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "granitemoe", "ernie4_5_moe"]
+SAVED = [(kind, torch.float32) for kind in (*EXPERTS, *ONE_TENSOR_EACH)] + [
+    (kind, torch.bfloat16) for kind in BOTH_TYPES
+]
+
 
 def compare(folder: Path, model: PreTrainedModel, dtype: torch.dtype, **options: Any) -> StreamedLM:
     lora = config(model, [0, 2])
@@ -64,8 +69,7 @@ def compare(folder: Path, model: PreTrainedModel, dtype: torch.dtype, **options:
     return own
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", [*EXPERTS, *ONE_TENSOR_EACH])
+@pytest.mark.parametrize(("kind", "dtype"), SAVED, ids=lambda value: str(value).removeprefix("torch."))
 def test_experts_as_they_are_saved(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = small(kind, (EXPERTS | ONE_TENSOR_EACH)[kind], dtype)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
