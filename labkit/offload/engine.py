@@ -93,8 +93,8 @@ class StreamedLM:
         else:
             self.lora = persist.lora_of(adapter)
         self._budget = budget(memory, self._where)
-        own_seed = seed if adapter is None else None
-        self._parts = assemble.take_apart(open_checkpoint(checkpoint), self.lora, dtype, self._where, own_seed)
+        own_seed, own = seed if adapter is None else None, persist.nameless(self.lora)
+        self._parts = assemble.take_apart(open_checkpoint(checkpoint), own, dtype, self._where, own_seed)
         if adapter is not None:
             persist.load_adapter(adapter, self.adapters())
         elif lora is not None and lora.use_dora:

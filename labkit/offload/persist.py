@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import re
@@ -83,6 +84,14 @@ def save_adapter(skeleton: Skeleton, folder: Path) -> None:
     config = next(iter(skeleton.adapted.peft_config.values()))
     with disk_errors(folder):
         config.save_pretrained(str(folder))
+
+
+def nameless(lora: LoraConfig | None) -> LoraConfig | None:
+    """Return a configuration without the name of its base, of whose change PEFT would warn: the base is given here."""
+    bare = copy.copy(lora)
+    if bare is not None:
+        bare.base_model_name_or_path = None
+    return bare
 
 
 def name_base(skeleton: Skeleton, lora: LoraConfig | None, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,10 @@ def test_a_block_closes_the_model_also_where_it_fails(tmp_path: Path) -> None:
 def test_saved_adapters_load_by_themselves(given: str | None, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     save(base, "llama")
-    with StreamedLM(base, lora=LoraConfig(**LORA, base_model_name_or_path=given)) as own:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        own = StreamedLM(base, lora=LoraConfig(**LORA, base_model_name_or_path=given))
+    with own:
         for parameter in own.adapters().values():
             torch.nn.init.normal_(parameter, std=0.3)
         own.save_adapter(adapter)
@@ -40,6 +44,9 @@ def test_saved_adapters_load_by_themselves(given: str | None, tmp_path: Path) ->
     if given == "someone/base-of-theirs":
         assert config["base_model_name_or_path"] == given
         return
+    with warnings.catch_warnings(), StreamedLM(base, adapter=adapter) as again:
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(again.score({"input_ids": prompts()[0]}), wanted)
     twin = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
     logits = twin(input_ids=prompts()[0]).logits[:, :-1].flatten(0, 1)
     found = torch.nn.functional.cross_entropy(logits, prompts()[0][:, 1:].flatten(), reduction="none")
