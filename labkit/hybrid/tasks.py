@@ -7,7 +7,6 @@ model on that model's tokens; and the small network of the report's earlier vali
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -176,13 +175,13 @@ def data_of(run: Run) -> Text | Digits:
 
 
 def _adapted(run: Run) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # here, because only adapters need it and it takes seconds
+    from peft import LoraConfig  # here, because only adapters need it and it takes seconds
+
+    from labkit.models.wrapping import with_adapters
 
     base = models.load(ADAPTED[run.task], dtype=FROZEN_TYPE, device=run.device).model
     torch.manual_seed(run.seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).to(run.device).train()
+    return with_adapters(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).to(run.device).train()
 
 
 def _from_scratch(run: Run) -> nn.Module:

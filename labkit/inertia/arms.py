@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,11 +93,8 @@ def coverage(params: SizeInertia, model: str) -> models.Coverage:
 
 
 def reached(model: str, config: LoraConfig, allow_unmatched: Sequence[str]) -> models.Coverage:
-    """Return what a configuration reaches in a model's shape, without a warning that concerns PEFT's own calls."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
-        return models.lora_coverage(models.build(model, device="meta"), config, allow_unmatched=allow_unmatched)
+    """Return what a configuration reaches in a model's shape."""
+    return models.lora_coverage(models.build(model, device="meta"), config, allow_unmatched=allow_unmatched)
 
 
 def _completed(params: SizeInertia, model: str, seed: int, steps: int) -> DpoArm:

@@ -12,7 +12,6 @@ import dataclasses
 import gc
 import statistics
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,17 +173,16 @@ def measure_rung(spec: Rung) -> dict[str, Any]:
 
 def _train(model: PreTrainedModel, spec: Rung) -> dict[str, Any]:
     """Give the model adapters and time whole steps on them."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+
+    from labkit.models.wrapping import with_adapters
 
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = [name for name in LORA_TARGETS if name in present]
     if not targets:
         raise ValueError(f"rung {spec.name}: none of {', '.join(LORA_TARGETS)} is a module of {spec.shape}")
     torch.manual_seed(spec.seed)
-    with warnings.catch_warnings():
-        # peft asks transformers for a name that transformers is about to drop.
-        warnings.simplefilter("ignore", FutureWarning)
-        adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=targets, task_type="CAUSAL_LM"))
+    adapted = with_adapters(model, LoraConfig(r=LORA_RANK, target_modules=targets, task_type="CAUSAL_LM"))
     counts = {"batch": spec.batch, "length": spec.length, "repeats": spec.repeats, "warmup": spec.warmup}
     losses: list[float] = []
     seconds = measure_train_step(adapted, **counts, seed=spec.seed, losses=losses)

@@ -13,11 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from labkit.models.wrapping import with_adapters
 
 _ADAPTED = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
@@ -78,7 +80,7 @@ def lora_coverage(
     total = sum(parameter.numel() for parameter in bare.parameters())
     # Adapters are made where default tensors are: without this they would be allocated and filled.
     with torch.device("meta"):
-        adapted = get_peft_model(bare, copy.deepcopy(lora_config))
+        adapted = with_adapters(bare, copy.deepcopy(lora_config))
     maps = [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
     _warn_of_others(model, [name.removeprefix(_ADAPTED) for name in maps])
     return Coverage(

@@ -11,11 +11,12 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from labkit.models.wrapping import with_adapters
 from labkit.offload.headers import CannotStream
 
 _MATRICES = ("lora_A", "lora_B")
@@ -44,7 +45,7 @@ def adapt(model: PreTrainedModel, layers: nn.ModuleList, lora: LoraConfig, seed:
     _require_plain(lora)
     _require_start(lora, new=seed is not None)
     with torch.device("meta"):
-        adapted = get_peft_model(model, copy.deepcopy(lora))
+        adapted = with_adapters(model, copy.deepcopy(lora))
     _require_gradients(adapted, layers, lora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from labkit import corpora, metrics, models
+from labkit.models.wrapping import with_adapters
 from labkit.offload import shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
@@ -220,7 +221,7 @@ def _resident(spec: LearnSpec, folder: str) -> PreTrainedModel:
     start.close()
     common = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), **common)
-    model = get_peft_model(base, lora_of(spec, folder)).to(spec.device)
+    model = with_adapters(base, lora_of(spec, folder)).to(spec.device)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = adapters[name].to(spec.device)
