@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from labkit.offload.anatomy import CannotStream
 from labkit.offload.body import Body, Calls, run_layer
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.head import token_loss
+from labkit.offload.headers import CannotStream
 from labkit.offload.skeleton import Skeleton
 from labkit.offload.store import held_dtype
 
@@ -145,10 +145,25 @@ def _layer_peak(skeleton: Skeleton, i: int, calls: Calls) -> int:
         upstream, lent = torch.empty_like(hidden), calls.shared.lend_empty(i, trained)
         with torch.set_grad_enabled(trained), LiveBytes() as live:
             out = run_layer(layer, weights, hidden, arguments)
+            _require_type(layer, out, hidden)
             if trained:
                 torch.autograd.grad(out, [hidden, *own, *lent], upstream, allow_unused=True)
             del out
         return live.peak
+
+
+def _require_type(layer: torch.nn.Module, out: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Raise unless a layer returns hidden states in the type that it is given: they are kept in one between layers.
+
+    Raises:
+        CannotStream: it keeps them in a longer one, as Mamba does where it computes in bfloat16.
+    """
+    if out.dtype != hidden.dtype:
+        given, returned = (str(one.dtype).removeprefix("torch.") for one in (hidden, out))
+        raise CannotStream(
+            f"{type(layer).__name__} is given hidden states in {given} and returns them in {returned}, and between "
+            "layers they are kept in one type; stream it with dtype=torch.float32"
+        )
 
 
 def _head_peak(skeleton: Skeleton, body: Body, hidden: torch.Tensor, n_pieces: int) -> int:

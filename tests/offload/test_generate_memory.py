@@ -111,6 +111,13 @@ def test_layers_below_the_lowest_adapter_see_every_token_too(kind: str, tmp_path
     assert torch.equal(own.score({"input_ids": ids}), own.score({"input_ids": ids}))
 
 
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba"])
+def test_hidden_states_that_would_be_rounded_between_layers_are_refused(kind: str, tmp_path: Path) -> None:
+    save(tmp_path, kind)
+    with pytest.raises(CannotStream, match="given hidden states in bfloat16 and returns them in float32"):
+        StreamedLM(tmp_path, dtype=torch.bfloat16)
+
+
 def test_several_tokens_may_end_a_sample(tmp_path: Path) -> None:
     own, twin = pair(tmp_path, "llama", [0])
     free = greedy(twin, 8)
