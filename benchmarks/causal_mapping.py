@@ -144,7 +144,8 @@ def adapters_of(model: PreTrainedModel) -> LoraConfig:
     inside = {id(module) for module in find_layers(model).modules()}
     linear = [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, (nn.Linear, Conv1D))]
     if any("expert" in name for name, _ in model.named_modules()):
-        linear = [name for name in linear if "att" in name] or linear
+        # PEFT takes an attention's gate_proj for that of an expert, and wants up_proj beside it.
+        linear = [name for name in linear if "att" in name and not name.endswith("gate_proj")] or linear
     # PEFT adapts no map that a recurrence reads as a matrix.
     return LoraConfig(r=4, lora_alpha=8, target_modules=[name for name in linear if not name.endswith(_READ)])
 
