@@ -99,7 +99,8 @@ def test_a_target_outside_the_chosen_layers_is_refused_with_the_layers() -> None
 
 
 def test_tied_matrices_count_once_and_conv1d_maps_are_named() -> None:
-    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         found = models.lora_coverage(shape("gpt2"), LoraConfig(r=8, target_modules=["c_attn"]))
     assert found.total == models.SHAPES["gpt2"].parameters
     assert found.trainable == 12 * 8 * (768 + 3 * 768)

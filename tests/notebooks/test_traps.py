@@ -236,8 +236,8 @@ def test_papermill_runs_a_notebook_in_the_callers_folder_and_nbval_in_the_notebo
 
 def test_labkit_finds_its_places_from_any_folder(clone: Path, two_runs: list[dict[str, object]]) -> None:
     places = [(seen["cwd"], seen["root"], seen["output"], seen["published"]) for seen in two_runs]
-    expected = (str(clone / "notebooks"), str(clone), str(clone), str(clone / "figures" / "ci" / "claims"))
-    assert places == [expected, expected]
+    published = (clone / "runs" / "ci" / "claims" / "custom", clone / "figures" / "ci" / "claims")
+    assert places == [(str(clone / "notebooks"), str(clone), str(clone), str(folder)) for folder in published]
 
 
 # 7. to 9. nbval compares no stripped cell, and takes a progress bar for a result.
