@@ -79,7 +79,7 @@ def test_a_changed_constant_is_named_by_its_first_field_and_asks_for_a_version(c
     assert (copy / lock.FILE).read_text() == signed
     refused = evidence(copy, "sign", "scaling.train")
     assert (refused.returncode, "raise its version first" in refused.stderr) == (2, True)
-    edit(path, '"scaling.train",\n    version=1', '"scaling.train",\n    version=2')
+    edit(path, '"scaling.train",\n    version=2', '"scaling.train",\n    version=3')
     assert evidence(copy, "sign", "scaling.train").returncode == 0
     assert evidence(copy, "check").returncode == 0
 
