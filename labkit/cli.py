@@ -261,13 +261,16 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and exit code 2."""
-    from labkit.record import RunFailed
-    from labkit.workflow.goldens import GoldenFailed
-
     _print_anywhere()
     try:
         app()
-    except (RunFailed, GoldenFailed) as error:
+    except RuntimeError as error:
+        # Here, because what a report needs takes longer to import than most commands take.
+        from labkit.record import RunFailed
+        from labkit.workflow.goldens import GoldenFailed
+
+        if not isinstance(error, RunFailed | GoldenFailed):
+            raise
         _fail(error, 1)
     except (ValueError, OSError) as error:
         _fail(error, 2)

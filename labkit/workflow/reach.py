@@ -86,8 +86,14 @@ def code_hash(name: str) -> str:
     known = declared()
     if name not in known:
         raise ValueError(f"no cell function {name!r}; there are: {', '.join(sorted(known))}")
-    texts = sorted(_dump(statement) for statement in statements(known[name].place))
+    texts = sorted(text for place in reached(known[name].place) for text in _texts(place))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+@functools.cache
+def _texts(place: Place) -> tuple[str, ...]:
+    """Return what is hashed of a definition; most are reached by many cell functions."""
+    return tuple(map(_dump, _statements(place)))
 
 
 def statements(start: Place) -> Iterator[ast.stmt]:

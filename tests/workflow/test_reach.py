@@ -80,7 +80,7 @@ def package(tmp_path, monkeypatch):
 
 
 def forget():
-    for cached in (reach.code_hash, reach.reached, reach._references, reach._module):
+    for cached in (reach.code_hash, reach.reached, reach._references, reach._texts, reach._module):
         cached.cache_clear()
 
 
