@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -20,6 +21,12 @@ class DiskFull(ValueError):
 
 class MissingData(ValueError):
     """Text or weights are neither here nor to be fetched; the message says what to run or which file to place where."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read block by block."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, *keys: str, remedy: str = "make it again, or delete it") -> dict[str, Any]:

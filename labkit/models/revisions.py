@@ -11,9 +11,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from labkit.files import sha256_of
 from labkit.models.pins import CONVERSION, PACKED
 from labkit.models.tiny import TINY
-from labkit.wheels import sha256_of
 
 FOLDER_VARIABLE = "LABKIT_MODELS"
 """Variable that names a folder with one sub-folder per model name, looked at first."""

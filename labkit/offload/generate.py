@@ -106,21 +106,11 @@ def _beside(
     return beside
 
 
-class _Nothing:
-    """Keeps no hidden states: with a memory of earlier tokens they depend on more than the tokens of a pass."""
-
-    def __contains__(self, key: object) -> bool:
-        return False
-
-    def put(self, key: object, hidden: torch.Tensor) -> None:
-        """Let it go."""
-
-
 @contextmanager
 def _one_way(passes: Passes) -> Iterator[None]:
-    """Run passes that all go up, and none of which may be skipped: each layer's cache has to see every token."""
-    prefix, passes.prefix, passes.pool.keep_early = passes.prefix, _Nothing(), True
+    """Run passes that all go up."""
+    passes.pool.keep_early = True
     try:
         yield
     finally:
-        passes.prefix, passes.pool.keep_early = prefix, False
+        passes.pool.keep_early = False

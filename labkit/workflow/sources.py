@@ -16,6 +16,8 @@ import json
 import sys
 from pathlib import Path
 
+from labkit.files import sha256_of
+
 _KEPT = "keep_output"
 _OF_THE_KERNEL = ["metadata.language_info", "metadata.widgets"]
 
@@ -23,7 +25,7 @@ _OF_THE_KERNEL = ["metadata.language_info", "metadata.widgets"]
 def source_hash(path: Path) -> str:
     """Return the sha256 of what was written in a file by hand: of a notebook its cells, of another file its bytes."""
     if path.suffix != ".ipynb":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     return hashlib.sha256(json.dumps(written(path.read_text(encoding="utf-8"))).encode()).hexdigest()
 
 

