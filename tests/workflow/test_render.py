@@ -25,10 +25,10 @@ REPOSITORY = paths.root()
 FIGURES = REPOSITORY / "figures"
 PUBLISHED = sorted(
     path.parent.relative_to(FIGURES)
-    for path in FIGURES.glob(f"*/*/{ARCHIVE}")
-    if path.with_name("results.json").exists()
+    for path in FIGURES.glob("*/*/results.json")
+    if "evidence" in json.loads(path.read_text())
 )
-"""What has cells and results; cells alone are those of a run that goes on."""
+"""What was recorded with its cells; cells beside an older record, or alone, are those of a run that goes on."""
 HELD = (".csv", "results.json", "claims.json", ARCHIVE)
 """Files that come out the same on every machine."""
 
