@@ -15,7 +15,7 @@ UNCOMMITTED ?=
 LAB     ?=
 # What git keeps of a notebook, whatever JupyterLab saves: sources, and the outputs that tests compare.
 STRIP   := $(BIN)/python -m labkit.workflow.sources
-# What labkit.kernels says that a kernel should find.
+# What labkit.workflow.kernels says that a kernel should find.
 KERNEL  := JUPYTER_PREFER_ENV_PATH=1 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
            PYDEVD_DISABLE_FILE_VALIDATION=1 TOKENIZERS_PARALLELISM=false
 OUT     := $(if $(LABKIT_OUTPUT),$(LABKIT_OUTPUT)/,)runs/$(HW)
@@ -75,7 +75,7 @@ render-%: $(READY)
 	$(BIN)/labkit render $* --hw $(HW)$(if $(UNCOMMITTED), --uncommitted)
 
 readme: $(READY)  ## the parts of README.md that say what came out, from what is published
-	$(BIN)/python -m labkit.readme
+	$(BIN)/python -m labkit.workflow.readme
 
 evidence: $(READY)  ## hold the code against evidence.lock
 	$(BIN)/labkit evidence check

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from labkit import device
-from labkit.affine import AffineFit
-from labkit.inertia.decode import bytes_per_token, decode_once, random_prompt
-from labkit.inertia.ladder import LADDER, build_rung, fit_rungs, rung
-from labkit.units import MIB
+from labkit.base.units import MIB
+from labkit.decoding.decode import bytes_per_token, decode_once, random_prompt
+from labkit.decoding.ladder import LADDER, build_rung, fit_rungs, rung
+from labkit.stats.affine import AffineFit
 
 DEFAULT_RUNGS = ("qwen2-16m", "qwen2-48m", "qwen2-110m", "qwen2-250m", "qwen2.5-0.5b")
 PROMPT_TOKENS = 16

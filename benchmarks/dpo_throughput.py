@@ -27,10 +27,10 @@ import torch
 from trl import DPOTrainer
 
 from labkit import device, models
-from labkit.inertia import evaluate
-from labkit.inertia.dpo import DpoArm, data_order, split_of
-from labkit.inertia.dpo_run import as_dataset, lay_out, lora_config, quiet, trainer_config
-from labkit.inertia.packed import use_packed_pairs
+from labkit.dpo import evaluate
+from labkit.dpo.arm import DpoArm, data_order, split_of
+from labkit.dpo.packed import use_packed_pairs
+from labkit.dpo.run import as_dataset, lay_out, lora_config, quiet, trainer_config
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MAX_GRAD_NORM = 1.0

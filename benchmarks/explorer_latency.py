@@ -13,7 +13,7 @@ import statistics
 import time
 from typing import Any
 
-from labkit import explore
+from labkit.reports import explore
 
 GOAL_MS = 200
 NAMES = ("inertia", "offload", "phases", "law", "ledger")

@@ -13,8 +13,8 @@ import argparse
 import dataclasses
 import statistics
 
-from labkit.hybrid import train
-from labkit.hybrid.tasks import Run
+from labkit.reports.predict_phase import train
+from labkit.reports.predict_phase.tasks import Run
 
 ARMS = ("adamw", "rejecting", "learned")
 """The baseline, the gate that always refuses, and a predictor that is not asked while it is not sure."""

@@ -41,13 +41,13 @@ import torch
 from peft import LoraConfig
 
 from labkit import device
+from labkit.base.units import GB, MIB, format_bytes, parse_bytes
+from labkit.device.pagecache import drop_pages
 from labkit.offload import plan, shapes
 from labkit.offload.isolated import LimitReached, run_isolated
 from labkit.offload.planner import TooSmall
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.pagecache import drop_pages
 from labkit.progress import Progress
-from labkit.units import GB, MIB, format_bytes, parse_bytes
 
 ARMS = "offload_arms"
 UNLIMITED = {"resident"}

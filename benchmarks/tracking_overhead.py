@@ -31,8 +31,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import labkit.track
 from labkit import metrics
+from labkit.metrics.trainer import TrainerMetrics
 from labkit.stats import bootstrap_ci
-from labkit.trainer_metrics import TrainerMetrics
 
 ARMS = ("none", "aim", "sleeps")
 SLEEP_SECONDS = 1.0

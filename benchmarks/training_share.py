@@ -18,10 +18,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from labkit import params
+from labkit.reports.scaling_grid.cells import cell_for
 from labkit.scaling.counts import training_flops
 from labkit.scaling.optim import adamw
-from labkit.scaling.train import Cell, build, train_step
+from labkit.scaling.train import build, train_step
+from labkit.workflow import params
 
 TOKENS = 2048
 CONTEXT = 128
@@ -32,7 +33,7 @@ def step_of(mixer: str, width: int, layers: int, vocabulary: int, dtype: str) ->
     """Return the FLOPs of a training step of a model of the grid, and the step."""
     changes = {"vocab_size": vocabulary, "batch_size": TOKENS // CONTEXT, "context": CONTEXT, "dtype": dtype}
     asked = params.resolve("scaling_grid", "ci", changes)
-    cell = Cell.of(asked, mixer, width, layers, 0, 1e-3)
+    cell = cell_for(asked, mixer, width, layers, 0, 1e-3)
     model = build(cell.config())
     optimizer = adamw(model, cell.learning_rate)
     ids = torch.randint(vocabulary, (cell.batch_size, CONTEXT + 1))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pkgutil
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +15,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from labkit import __version__, yaml12
+from labkit import __version__
+from labkit.base import yaml12
 
 HELP = (
     "Rerun four research reports on your machine, and see which of their numbers hold here.\n\n"
@@ -43,15 +46,14 @@ def _options(version: Version = False) -> None:
 
 
 def _known_profile(name: str) -> str:
-    from labkit import params
+    from labkit.workflow import params
 
     params.resolve("claims", name)
     return name
 
 
-Report = Annotated[
-    str, typer.Argument(help="A report: size_inertia, chunked_offload, predict_phase, scaling_grid, claims.")
-]
+_REPORTS = [info.name for info in pkgutil.iter_modules([str(Path(__file__).with_name("reports"))]) if info.ispkg]
+Report = Annotated[str, typer.Argument(help=f"A report: {', '.join(_REPORTS)}.")]
 Hardware = Annotated[
     str, typer.Option("--hw", help="A hardware profile, a file in params/hardware.", callback=_known_profile)
 ]
@@ -96,7 +98,7 @@ def run(
 
     With -p the figures go to runs/PROFILE/REPORT/custom.
     """
-    from labkit import run as runner
+    from labkit.workflow import run as runner
     from labkit.workflow.cells import ANYWHERE, FRESH
 
     os.environ |= {name: "1" for name, asked in ((FRESH, fresh), (ANYWHERE, anywhere)) if asked}
@@ -118,19 +120,19 @@ def run(
 @app.command()
 def plan(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
     """Show what a run would take: cells, FLOPs, time, memory, disk."""
-    from labkit import params
-    from labkit import plan as planner
+    from labkit.workflow import params
+    from labkit.workflow import plan as planner
 
     resolved = params.resolve(report, hw, _overrides(param))
     console.print(planner.describe(resolved, planner.plan(resolved)))
 
 
 @app.command()
-def doctor(report: Report = "scaling_grid", hw: Hardware = "cpu") -> None:
+def doctor(report: Report, hw: Hardware = "cpu") -> None:
     """Check everything a run needs: device, memory, disk, versions, text, weights."""
-    from labkit import doctor as examiner
-    from labkit import params
-    from labkit import plan as planner
+    from labkit.workflow import doctor as examiner
+    from labkit.workflow import params
+    from labkit.workflow import plan as planner
 
     resolved = params.resolve(report, hw)
     checks = examiner.doctor(resolved, planner.plan(resolved))
@@ -144,7 +146,7 @@ def doctor(report: Report = "scaling_grid", hw: Hardware = "cpu") -> None:
 @app.command()
 def params(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
     """Print the resolved parameters as YAML that plain `papermill -f` reads."""
-    from labkit.params import resolve
+    from labkit.workflow.params import resolve
 
     sys.stdout.write(yaml12.dumps(resolve(report, hw, _overrides(param)).model_dump()))
 
@@ -156,9 +158,10 @@ def claims(
     every: Annotated[bool, typer.Option("--all", help="Every number, not only the headlines.")] = False,
 ) -> None:
     """Say which of the reports' claims hold on a profile, each with what was measured and why."""
-    from labkit import claims as ledger
+    from labkit.ledger import claims as ledger
+    from labkit.workflow.judged import judge_profile
 
-    judged = ledger.judge_profile(hw, report)
+    judged = judge_profile(hw, report)
     main = ledger.headlines(judged)
     console.print(ledger.render(judged if every else main), soft_wrap=False)
     if not every:
@@ -172,8 +175,8 @@ def audit(
     report: Annotated[str | None, typer.Argument(help="One report; all of them if left out.")] = None,
 ) -> None:
     """Recompute the reports' own derived figures; exit 1 if one contradicts its source."""
-    from labkit import audit as auditor
-    from labkit import claims as ledger
+    from labkit.ledger import audit as auditor
+    from labkit.ledger import claims as ledger
 
     findings = [finding for path in ledger.ledgers(report) for finding in auditor.audit(path)]
     table = Table(*(Column(name, overflow="fold") for name in ("claim", "kind", "reported", "recomputed")))
@@ -194,7 +197,7 @@ def render(report: Report, hw: Hardware = "cpu", uncommitted: Uncommitted = Fals
 
     Results recorded before cells were kept are judged again by the present rule and ledger; nothing else changes.
     """
-    from labkit import run as runner
+    from labkit.workflow import run as runner
 
     runner.render(report, hw, say=console.print, uncommitted=uncommitted)
 
@@ -222,7 +225,7 @@ def evidence_sign(
 @evidence.command("save")
 def evidence_save(report: Report, hw: Hardware = "cpu") -> None:
     """Pack the finished cells of a report into figures/PROFILE/REPORT/cells.json.xz, also while a run is incomplete."""
-    from labkit import params
+    from labkit.workflow import params
     from labkit.workflow.evidence import save
 
     path, n = save(params.resolve(report, hw))
@@ -232,8 +235,8 @@ def evidence_save(report: Report, hw: Hardware = "cpu") -> None:
 @app.command()
 def status(hw: Hardware = "cpu") -> None:
     """Say what is running on a profile, how far it is, which cells have to run, and what is only to be rendered."""
-    from labkit.freshness import states
-    from labkit.watch import at_work
+    from labkit.workflow.freshness import states
+    from labkit.workflow.watch import at_work
 
     for report, said in states(hw):
         console.print(f"{report}: {said}")
@@ -244,7 +247,7 @@ def status(hw: Hardware = "cpu") -> None:
 @app.command()
 def html(hw: Hardware = "cpu") -> None:
     """Write the executed notebooks as self-contained HTML under runs/PROFILE/html."""
-    from labkit import report
+    from labkit.workflow import html as report
 
     console.print(f"wrote {report.write_html(hw)}")
 
@@ -266,8 +269,8 @@ def main() -> None:
         app()
     except RuntimeError as error:
         # Here, because what a report needs takes longer to import than most commands take.
-        from labkit.record import RunFailed
         from labkit.workflow.goldens import GoldenFailed
+        from labkit.workflow.record import RunFailed
 
         if not isinstance(error, RunFailed | GoldenFailed):
             raise

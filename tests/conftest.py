@@ -15,7 +15,7 @@ import pytest
 os.environ["MPLBACKEND"] = "agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# What labkit.inertia asks of oneDNN holds for a process, which tests of other wings may have begun.
+# What cells of report 000 ask of oneDNN holds for a process, which tests of others may have begun.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 # A kernel of the same name in the user's home must not win over this environment's.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

@@ -10,11 +10,11 @@ import re
 import numpy as np
 import pytest
 
-from labkit import claims, formula
-from labkit.audit import Claim, audit, read_ledger
+from labkit.ledger import claims, formula
+from labkit.ledger.audit import Claim, audit, read_ledger
 
 LEDGERS = claims.ledgers()
-SCALING = claims.LEDGER / "scaling_grid.yaml"
+SCALING = claims.ledgers("scaling_grid")[0]
 D, L = (64, 128, 256, 512), (4, 8, 12, 16)
 CELLS = [f"d{d}_l{n}" for d in D for n in L]
 KEYS = re.compile(
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path, text):
         read_ledger(path)
 
 
-@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.parent.name)
 def test_every_row_of_a_ledger_is_whole(path):
     rows = read_ledger(path).claims
     assert len({claim.id for claim in rows}) == len(rows)

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import audit, claims, params
-from labkit import verdict as rule
-from labkit.audit import Check, Claim, Finding
-from labkit.claims import judge
-from labkit.formula import Interval
-from labkit.schema import Scale
+from labkit.base.scale import Scale
+from labkit.ledger import audit, claims
+from labkit.ledger import verdict as rule
+from labkit.ledger.audit import Check, Claim, Finding
+from labkit.ledger.claims import judge
+from labkit.ledger.formula import Interval
+from labkit.ledger.verdict import Evidence, Grade, OutOfReach, Result, Verdict
 from labkit.stats import LEAST_ACTS
-from labkit.verdict import Evidence, Grade, OutOfReach, Result, Verdict
+from labkit.workflow import params
+from labkit.workflow.judged import judge_profile, why_stale
 
 DECISIVE = (Scale.REDUCED, Scale.STATED)
 
@@ -221,7 +223,7 @@ def test_results_without_cells_are_marked_where_they_are_shown(tmp_path):
 def test_a_record_without_cells_stands_where_its_profile_asks_for_more_and_not_where_it_measures_else(changed, reasons):
     asked = params.resolve("predict_phase", "cpu-24gb").model_dump() | changed
     own = {"report": "predict_phase", "profile": "cpu-24gb", "scale": "reduced", "results": {}, "params": asked}
-    assert claims.why_stale("predict_phase", "cpu-24gb", claims.Results.model_validate(own)) == reasons
+    assert why_stale("predict_phase", "cpu-24gb", claims.Results.model_validate(own)) == reasons
 
 
 def test_stale_touches_only_rows_with_a_result_and_comes_before_all_else(tmp_path):
@@ -402,7 +404,7 @@ def test_scaling_levels_wait_for_the_stated_scale_and_the_right_device(tmp_path)
 
 def test_a_profile_without_runs_is_judged_by_the_audit_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_OUTPUT", str(tmp_path))
-    assert claims.judge_profile("cpu", "scaling_grid").equals(judge(tmp_path, report="scaling_grid"))
+    assert judge_profile("cpu", "scaling_grid").equals(judge(tmp_path, report="scaling_grid"))
 
 
 def test_an_unknown_report_is_refused_with_the_known_ones():

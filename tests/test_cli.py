@@ -16,8 +16,12 @@ import yaml
 from papermill.iorw import read_yaml_file
 from rich.console import Console
 
-from labkit import audit, claims, cli, params, paths
-from labkit.reports import REPORTS
+from labkit import cli
+from labkit.base import paths
+from labkit.ledger import audit, claims
+from labkit.workflow import params
+from labkit.workflow.judged import judge_profile
+from labkit.workflow.report import reports
 
 REPOSITORY = paths.root()
 
@@ -83,7 +87,7 @@ def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, 
     shutil.copytree(REPOSITORY / "params", tmp_path / "clone" / "params")
     (tmp_path / "clone" / "notebooks").mkdir()
     notebook = (REPOSITORY / "notebooks" / "00_claims.ipynb").read_text()
-    broken = notebook.replace("from labkit import claims, figures, record", "1 / 0")
+    broken = notebook.replace("from labkit.ledger import claims; from labkit.workflow import figures, record", "1 / 0")
     assert broken != notebook
     (tmp_path / "clone" / "notebooks" / "00_claims.ipynb").write_text(broken)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "clone"))
@@ -106,7 +110,7 @@ def test_a_real_start_prints_one_line_and_its_traceback_only_when_asked():
 
 
 @pytest.mark.parametrize("hardware", paths.profiles())
-@pytest.mark.parametrize("report", sorted(REPORTS))
+@pytest.mark.parametrize("report", sorted(reports()))
 def test_printed_parameters_are_what_plain_papermill_reads(labkit, tmp_path, report, hardware):
     code, out, _ = labkit("params", report, "--hw", hardware)
     file = tmp_path / "params.yaml"
@@ -179,7 +183,7 @@ def test_claims_lists_every_row_whole_and_counts_every_verdict(labkit):
 
 def test_claims_lead_with_the_headlines_and_say_how_many_are_decided(labkit):
     code, out, _ = labkit("claims", "--hw", "ci")
-    main = claims.headlines(claims.judge_profile("ci"))
+    main = claims.headlines(judge_profile("ci"))
     assert code == 0
     assert [name for name in main["claim"] if name not in out] == []
     assert f"{claims.decided(main)} of {len(main)} headlines are decided on ci" in out

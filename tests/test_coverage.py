@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from labkit.inertia.results import size_exponent
+from labkit.reports.size_inertia.results import size_exponent
 from labkit.scaling.multiverse import fit_perplexity_power
 from labkit.stats import Interval, bootstrap_ci, mean_ci, ratio_ci
 

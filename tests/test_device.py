@@ -32,6 +32,7 @@ import pytest
 import torch
 
 from labkit import device
+from labkit.base.units import GIB, MIB
 from labkit.device import sensors
 from labkit.device.energy import (
     Energy,
@@ -43,7 +44,6 @@ from labkit.device.energy import (
     idle_power,
     stated_watts,
 )
-from labkit.units import GIB, MIB
 
 
 def write_tree(root: Path, files: dict[str, object]) -> Path:

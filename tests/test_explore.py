@@ -8,16 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-from labkit import claims, explore, paths
-from labkit.explore import offload_plan, shapes
-from labkit.explore.phase_timeline import TOTAL, timeline
-from labkit.explore.scaling_law import CONVENTIONS
+from labkit.base import paths
+from labkit.base.units import GIB
 from labkit.hybrid.phases import Phase
+from labkit.ledger import claims
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.hollow import write_hollow_checkpoint
 from labkit.offload.planner import Rates, Request, choose
+from labkit.reports import explore
+from labkit.reports.chunked_offload import explorer as offload_plan
+from labkit.reports.chunked_offload import shape_counts as shapes
+from labkit.reports.predict_phase.explorer import TOTAL, timeline
+from labkit.reports.scaling_grid.explorer import CONVENTIONS
 from labkit.scaling.law import fit_law
-from labkit.units import GIB
 
 OTHERS = {
     "inertia": {"overhead_ms": 50.0, "gb_per_second": 5.0, "size_gb": 12.0},

@@ -1,4 +1,4 @@
-"""Checks labkit.figures against the files themselves, read by other programs.
+"""Checks labkit.workflow.figures against the files themselves, read by other programs.
 
 PNG chunks are parsed byte by byte, the SVG by an XML parser, the twin by the csv module, and the alt text is
 looked for in a page made by nbconvert from a notebook executed in a real kernel.
@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from labkit import figures
+from labkit.workflow import figures
 
 ALT = 'Two lines: "a" <rises> & b falls as x grows from 1 to 3.'
 CAPTION = "Lines a & b, α = 1 <sketch>."
@@ -41,7 +41,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from labkit import figures
+from labkit.workflow import figures
 figures.use_theme()
 fig, axes = plt.subplots(1, 2)
 axes[0].plot([1, 2, 3], [0.1, 0.2, 0.3], label="a", **figures.style(["a"])["a"])

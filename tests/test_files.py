@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import files
+from labkit.base import files
 
 
 def test_a_file_is_replaced_when_its_writer_has_ended(tmp_path: Path) -> None:

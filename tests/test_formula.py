@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from labkit import formula
-from labkit.formula import Interval
+from labkit.ledger import formula
+from labkit.ledger.formula import Interval
 
 small = st.floats(-50, 50, allow_nan=False)
 positive = st.floats(0.01, 50)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from labkit import paths
+from labkit.base import paths
 
 PAGE = (paths.root() / "docs" / "howto.md").read_text(encoding="utf-8")
 BLOCK = r"^## ([^\n]+)\n(?:(?!^## ).)*?^```LANGUAGE\n(.*?)^```"

@@ -11,9 +11,10 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
-from labkit import lab, params, paths
+from labkit.base import paths
+from labkit.workflow import lab, params
 
-COLLECT = 'from labkit import lab, params\ncfg = params.collect("scaling_grid", globals())'
+COLLECT = 'from labkit.workflow import lab, params\ncfg = params.collect("scaling_grid", globals())'
 
 
 def parameters_of(hardware: str) -> str:
@@ -77,8 +78,10 @@ def test_edited_code_is_reloaded_where_somebody_sits_and_not_in_a_headless_run(h
 def test_the_inspector_shows_what_a_function_takes_and_raises() -> None:
     manager, client = start_new_kernel(kernel_name="python3", env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
     try:
-        client.execute("from labkit import offload, scaling", reply=True, timeout=60)
-        for name in ("offload.plan", "scaling.fit_law", "scaling.run_grid"):
+        client.execute(
+            "from labkit import offload, scaling; from labkit.reports import scaling_grid", reply=True, timeout=60
+        )
+        for name in ("offload.plan", "scaling.fit_law", "scaling_grid.run_grid"):
             reply = client.inspect(name, reply=True, timeout=60)["content"]
             assert reply["found"], name
             text = reply["data"]["text/plain"]

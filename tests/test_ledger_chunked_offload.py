@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from labkit import claims
-from labkit.audit import Claim, Finding, audit, read_ledger
+from labkit.ledger import claims
+from labkit.ledger.audit import Claim, Finding, audit, read_ledger
 
-LEDGER = claims.LEDGER / "chunked_offload.yaml"
+LEDGER = claims.ledgers("chunked_offload")[0]
 
 # Every quantity of the report as printed, under its heading. Labels (dates, list numbers, the port, the names of card,
 # model and number formats) are left out, as the ledger's header says.

@@ -10,10 +10,10 @@ from collections import Counter
 
 import pytest
 
-from labkit import claims
-from labkit.audit import Claim, Finding, audit, read_ledger
+from labkit.ledger import claims
+from labkit.ledger.audit import Claim, Finding, audit, read_ledger
 
-LEDGER = claims.LEDGER / "predict_phase.yaml"
+LEDGER = claims.ledgers("predict_phase")[0]
 
 # Every quantity of the report as printed, under its heading, without its labels (the ledger's header lists them). One
 # that is spelt in several ways is written here as its row has it.

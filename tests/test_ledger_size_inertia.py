@@ -1,6 +1,6 @@
 """The ledger of report 000, against the report's numbers copied out by hand, section by section, and against figures
 worked out here another way: parameters matrix by matrix, means and ratios by plain arithmetic on the stored readings
-(labkit.inertia.published), steps by counting batches.
+(labkit.reports.size_inertia.published), steps by counting batches.
 """
 
 import functools
@@ -11,11 +11,11 @@ import statistics
 
 import pytest
 
-from labkit import claims
-from labkit.audit import Claim, Finding, audit, read_ledger
-from labkit.inertia import published
+from labkit.ledger import claims
+from labkit.ledger.audit import Claim, Finding, audit, read_ledger
+from labkit.reports.size_inertia import published
 
-LEDGER = claims.LEDGER / "size_inertia.yaml"
+LEDGER = claims.ledgers("size_inertia")[0]
 THREE = ("qwen2.5-0.5b", "phi-2", "qwen2.5-7b")
 ROWS = {"qwen2.5-0.5b": "qwen_0_5b", "phi-2": "phi_2", "qwen2.5-7b": "qwen_7b"}
 

@@ -13,12 +13,13 @@ import time
 
 import pytest
 
-from labkit import freshness, kernels, paths
+from labkit.base import paths
+from labkit.workflow import freshness, kernels
 
 REPOSITORY = paths.root()
 RUN = {name: f".venv/bin/labkit run {name} --hw ci" for name in ("size_inertia", "scaling_grid", "claims")}
 OTHER_NOTEBOOK = (
-    '{"cells": [{"cell_type": "code", "source": ["from labkit import units"], "metadata": {}, "outputs": []}],'
+    '{"cells": [{"cell_type": "code", "source": ["from labkit.base import units"], "metadata": {}, "outputs": []}],'
     ' "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 )
 
@@ -162,11 +163,11 @@ def test_nothing_runs_again_when_nothing_changed(all_done):
         ("labkit/scaling/law.py", ["scaling_grid", "claims"]),
         ("labkit/corpora/revisions.py", ["scaling_grid", "claims"]),
         ("labkit/corpora/wiki.py", []),
-        ("labkit/ledger/scaling_grid.yaml", ["scaling_grid", "claims"]),
+        ("labkit/reports/scaling_grid/ledger.yaml", ["scaling_grid", "claims"]),
         ("params/scaling_grid.yaml", ["scaling_grid", "claims"]),
         ("params/size_inertia.yaml", ["size_inertia", "claims"]),
         ("notebooks/00_claims.ipynb", ["claims"]),
-        ("labkit/units.py", ["size_inertia", "scaling_grid", "claims"]),
+        ("labkit/base/units.py", ["size_inertia", "scaling_grid", "claims"]),
         ("params/hardware/ci.yaml", ["size_inertia", "scaling_grid", "claims"]),
         ("params/hardware/cpu.yaml", []),
         ("labkit/cli.py", []),

@@ -9,16 +9,19 @@ import sys
 import pytest
 
 NAMES = {
-    "labkit.params": ["resolve"],
+    "labkit.workflow.params": ["resolve"],
     "labkit.models": ["build", "lora_coverage", "load"],
     "labkit.corpora": ["load"],
     "labkit.stats": ["fit_affine", "bootstrap_ci"],
-    "labkit.scaling": ["resolvent_diagonal", "ResNetBK", "Transformer", "admit", "fit_law", "run_grid"],
-    "labkit.inertia": ["measure_decode", "replay", "train_arm", "run_study"],
+    "labkit.scaling": ["resolvent_diagonal", "ResNetBK", "Transformer", "admit", "fit_law"],
+    "labkit.decoding": ["measure_decode"],
+    "labkit.routing": ["replay"],
+    "labkit.dpo": ["train_arm"],
+    "labkit.reports.scaling_grid": ["run_grid"],
     "labkit.offload": ["plan", "StreamedLM", "StepReport", "run_isolated", "write_random_checkpoint"],
     "labkit.hybrid": ["HybridConfig", "HybridCallback", "Hybrid", "PhaseMachine"],
-    "labkit.claims": ["load", "judge"],
-    "labkit.audit": ["audit"],
+    "labkit.ledger.claims": ["load", "judge"],
+    "labkit.ledger.audit": ["audit"],
 }
 
 
@@ -31,11 +34,14 @@ def test_a_public_name_is_where_it_is_said_to_be(name: str) -> None:
 
 
 def test_a_name_that_is_nowhere_is_an_attribute_error() -> None:
-    wing = importlib.import_module("labkit.inertia")
+    library = importlib.import_module("labkit.routing")
     with pytest.raises(AttributeError, match="no attribute 'measure_nothing'"):
-        _ = wing.measure_nothing
+        _ = library.measure_nothing
 
 
-def test_importing_a_wing_imports_no_trainer() -> None:
-    code = "import sys, labkit.inertia; assert 'replay' in dir(labkit.inertia); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("library", "name"), [("routing", "replay"), ("dpo", "train_arm"), ("offload", "StreamedLM"), ("hybrid", "Hybrid")]
+)
+def test_importing_a_library_imports_no_trainer(library: str, name: str) -> None:
+    code = f"import sys, labkit.{library} as own; assert {name!r} in dir(own); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -65,7 +65,7 @@ def test_a_run_is_followed_in_the_folder_it_was_started_in(outside: Path, tmp_pa
 
 
 CELLS = """
-from labkit import claims
+from labkit.ledger import claims
 from labkit.workflow import lock
 from labkit.workflow.cells import Cells
 from labkit.workflow.origin import origin
@@ -88,7 +88,7 @@ def test_cells_are_kept_in_the_folder_a_grid_is_started_in(outside: Path, tmp_pa
 
 def test_a_grid_from_standard_input_is_told_at_once_to_become_a_file(tmp_path: Path) -> None:
     program = """
-from labkit import params
+from labkit.workflow import params
 from labkit.scaling import grid
 
 def measured(*_):

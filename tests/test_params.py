@@ -10,9 +10,11 @@ import sys
 
 import pytest
 
-from labkit import params, paths, yaml12
-from labkit.reports import REPORTS
-from labkit.schema import Layer, Scale
+from labkit.base import paths, yaml12
+from labkit.base.scale import Scale
+from labkit.workflow import params
+from labkit.workflow.report import reports
+from labkit.workflow.schema import Layer
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_dumped_yaml_reads_back_equal_under_1_1_and_1_2(value):
 
 
 @pytest.mark.parametrize("hardware", paths.profiles())
-@pytest.mark.parametrize("report", sorted(REPORTS))
+@pytest.mark.parametrize("report", sorted(reports()))
 def test_every_report_resolves_on_every_profile(report, hardware):
     resolved = params.resolve(report, hardware)
     assert resolved.hardware == hardware
@@ -85,7 +87,7 @@ def test_scale_is_derived_from_the_files_and_the_overrides():
 
 
 def test_a_science_value_is_the_same_on_every_profile():
-    model = REPORTS["scaling_grid"]
+    model = reports()["scaling_grid"].params
     science = {name for name in model.model_fields if model.layer(name) is Layer.SCIENCE}
     seen = [params.resolve("scaling_grid", hardware).model_dump(include=science) for hardware in paths.profiles()]
     assert science

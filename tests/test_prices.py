@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.cost import side_by_side
+from labkit.workflow.cost import side_by_side
 
 
 @pytest.mark.parametrize(

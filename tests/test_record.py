@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
-from labkit import files, params, paths, record
-from labkit.files import DiskFull
+from labkit.base import files, paths
+from labkit.base.files import DiskFull
+from labkit.workflow import params, record
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -20,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     files.write_atomically(path, b"old")
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from pathlib import Path; from labkit import files\n"
+        "from pathlib import Path; from labkit.base import files\n"
         "try: files.write_atomically(Path(sys.argv[1]), b'x' * 5000)\n"
         "except files.DiskFull as error: print(error)\n"
     )
@@ -43,7 +44,7 @@ def test_disk_errors_of_other_writers_are_named_too(tmp_path):
 
 
 def test_the_files_of_a_module_are_its_own_and_those_it_imports():
-    names = {path.name for path in record.source_files(["labkit.params"])}
+    names = {path.name for path in record.source_files(["labkit.workflow.params"])}
     ours = {"reports.py", "schema.py", *(f"schema_{name}.py" for name in paths.reports() if name != "claims")}
     assert names == {"params.py", "paths.py", "yaml12.py", *ours}
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from labkit import metrics, params
-from labkit.hybrid import study, train
-from labkit.hybrid.tasks import Run
-from labkit.recorded_metrics import middles
-from labkit.scaling.grid import run_grid
-from labkit.workflow.cell import plain
+from labkit import metrics
+from labkit.cell import plain
+from labkit.metrics.recorded import middles
+from labkit.reports.predict_phase import study, train
+from labkit.reports.predict_phase.tasks import Run
+from labkit.reports.scaling_grid.study import run_grid
+from labkit.workflow import params
 
 TINY = {"mixers": ["transformer"], "d_model": [8], "n_layers": [1], "epochs": 0.02, "batch_size": 4, "context": 32}
 TINY |= {"dropout": 0.0, "kneser_ney_order": 2, "bootstrap": 100, "learning_rates": [1e-4, 1e-2, 1.0], "seeds": [0]}

@@ -15,7 +15,11 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from labkit import claims, cli, figures, paths, report
+from labkit import cli
+from labkit.base import paths
+from labkit.workflow import figures
+from labkit.workflow import html as report
+from labkit.workflow.judged import judge_profile
 
 REPOSITORY = paths.root()
 PIXEL = base64.b64encode(
@@ -178,7 +182,7 @@ def test_the_index_links_every_report_and_counts_the_verdicts(profile, monkeypat
     assert "Does &lt;it&gt; hold?" in index
     assert not FETCHED.search(index)
     rows = re.findall(r"<td>([a-z ]+)</td>\s*<td>(\d+)</td>", index)
-    counts = claims.judge_profile("ci")["verdict"].value_counts()
+    counts = judge_profile("ci")["verdict"].value_counts()
     assert {verdict: int(n) for verdict, n in rows if int(n)} == counts.to_dict()
 
 

@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from labkit import audit, claims, formula, paths, readme
+from labkit.base import paths
+from labkit.ledger import audit, claims, formula
+from labkit.workflow import readme
 
 ROOT = paths.root()
 

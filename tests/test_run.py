@@ -20,9 +20,11 @@ import pytest
 from nbformat import v4
 from terminals import shown_in_terminal
 
-from labkit import cli, freshness, params, paths, record, watch
-from labkit import run as runner
-from labkit.files import DiskFull
+from labkit import cli
+from labkit.base import paths
+from labkit.base.files import DiskFull
+from labkit.workflow import freshness, params, record, watch
+from labkit.workflow import run as runner
 from labkit.workflow.sources import source_hash
 
 REPOSITORY = paths.root()
@@ -112,7 +114,9 @@ def good(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         root = make_clone(tmp_path_factory.mktemp("good"), monkeypatch)
-        tell = "from labkit import paths\nprint(paths.staging('ci', 'claims') == staging, os.environ['MPLBACKEND'])"
+        tell = (
+            "from labkit.base import paths\nprint(paths.staging('ci', 'claims') == staging, os.environ['MPLBACKEND'])"
+        )
         write_notebook(root, writes(*DECLARED, "extra/notes.txt"), tell)
         folder = runner.run("claims", "ci", say=said.append)
         executed = nbformat.read(paths.runs("ci", "claims") / "executed.ipynb", as_version=4)
@@ -131,8 +135,8 @@ def test_a_good_run_publishes_exactly_what_the_notebook_wrote_and_its_record(goo
 def test_the_record_holds_the_hash_of_every_input_and_output(good):
     outputs = {name: content for name, content in read_files(good.folder).items() if name != "run.json"}
     assert good.record["outputs"] == {name: hashlib.sha256(content).hexdigest() for name, content in outputs.items()}
-    inputs = {"notebooks/00_claims.ipynb", "params/claims.yaml", "params/hardware/ci.yaml", "labkit/paths.py"}
-    ledgers = {f"labkit/ledger/{path.name}" for path in (REPOSITORY / "labkit" / "ledger").iterdir()}
+    inputs = {"notebooks/00_claims.ipynb", "params/claims.yaml", "params/hardware/ci.yaml", "labkit/base/paths.py"}
+    ledgers = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("labkit/reports/*/ledger.yaml")}
     assert set(good.record["inputs"]) == inputs | ledgers
     for name in inputs | ledgers:
         folder = REPOSITORY if name.startswith("labkit/") else good.root
@@ -253,7 +257,7 @@ def test_the_status_of_an_unknown_profile_is_refused(clone):
 
 HOLD_THEN_DIE = """
 import os, pathlib, signal, sys
-from labkit import run
+from labkit.workflow import run
 from labkit.workflow import publish
 
 def rename_and_die(*names):
@@ -294,7 +298,7 @@ LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_
 
 
 LONG = """
-from labkit import paths
+from labkit.base import paths
 from labkit.progress import of_study
 import time
 with of_study(3, "grid", "ci", "claims") as progress:

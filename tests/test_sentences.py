@@ -16,10 +16,11 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from labkit import claims, conclusion, params, paths
-from labkit.audit import Claim
-from labkit.hybrid.protocol import ALPHA
-from labkit.workflow import notebook
+from labkit.base import paths
+from labkit.ledger import claims
+from labkit.ledger.audit import Claim
+from labkit.reports.predict_phase.protocol import ALPHA
+from labkit.workflow import conclusion, notebook, params
 
 FIGURES = paths.root() / "figures"
 PUBLISHED = sorted(path.parent for path in FIGURES.glob(f"*/*/{notebook.NAME}"))

@@ -30,9 +30,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import labkit.track
 import labkit.track.child
-from labkit import metrics, params, paths
+from labkit import metrics
+from labkit.base import paths
 from labkit.track import aim_board, private
-from labkit.track.trackers import Step
+from labkit.track.trackers import TRACKERS, Step
+from labkit.workflow import params
 
 SECRET = "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ012345"
 MEASURING = """
@@ -398,7 +400,7 @@ def test_a_harmless_setting_is_kept(name: str) -> None:
 
 def test_an_unknown_tracker_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="unknown tracker 'wandb'; valid: aim, tensorboard, none"):
-        labkit.track.choose("wandb", "ci")
+        labkit.track.choose("wandb")
     with (
         pytest.raises(ValueError, match="unknown tracker 'wandb'"),
         labkit.track.follow("wandb", "report", "machine"),
@@ -406,11 +408,11 @@ def test_an_unknown_tracker_is_refused_before_anything_runs() -> None:
         pytest.fail("the block was entered")
 
 
-@pytest.mark.parametrize("name", params.TRACKERS)
+@pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=r"not installed; run `pip install -e \.\[track\]`"):
-        labkit.track.choose(name, "ci")
+        labkit.track.choose(name)
 
 
 @pytest.fixture
@@ -425,19 +427,19 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_profile_may_name_a_tracker(profile: Path) -> None:
-    assert labkit.track.choose(None, "ci") is None
+    assert labkit.track.choose(None, params.track_of("ci")) is None
     own = profile.read_text()
     profile.write_text(f"track: aim\n{own}")
-    assert labkit.track.choose(None, "ci") == "aim"
-    assert labkit.track.choose("tensorboard", "ci") == "tensorboard"
-    assert labkit.track.choose("none", "ci") is None
+    assert labkit.track.choose(None, params.track_of("ci")) == "aim"
+    assert labkit.track.choose("tensorboard") == "tensorboard"
+    assert labkit.track.choose("none") is None
     assert params.resolve("claims", "ci").hardware == "ci"
     profile.write_text(f"track: none\n{own}")
     assert params.track_of("ci") is None
-    assert labkit.track.choose(None, "ci") is None
+    assert labkit.track.choose(None, params.track_of("ci")) is None
     profile.write_text(f"track: wandb\n{own}")
     with pytest.raises(ValueError, match=r"ci\.yaml: track: 'wandb' is no tracker; valid: aim, tensorboard, none"):
-        labkit.track.choose(None, "ci")
+        labkit.track.choose(None, params.track_of("ci"))
 
 
 def test_without_a_tracker_nothing_is_written() -> None:

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 
 from labkit import metrics
 from labkit.hybrid import HybridCallback, HybridConfig
-from labkit.trainer_metrics import TrainerMetrics
+from labkit.metrics.trainer import TrainerMetrics
 
 SHAPE = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 16}
 MAPS = ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]

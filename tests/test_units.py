@@ -1,4 +1,4 @@
-"""Checks labkit.units against numbers worked out by hand and against exact rational arithmetic.
+"""Checks labkit.base.units against numbers worked out by hand and against exact rational arithmetic.
 
 Run: pytest tests/test_units.py
 """
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import units
+from labkit.base import units
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit import wheels
-from labkit.files import MissingData
-from labkit.wheels import Wheel
+from labkit.base import wheels
+from labkit.base.files import MissingData
+from labkit.base.wheels import Wheel
 
 FILE = "labkit_test_data-1.0-py3-none-any.whl"
 CONTENT = os.urandom(1) + b"a block and a bit more" * 100_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labkit.workers import process_pool
+from labkit.base.workers import process_pool
 
 LONG_SECONDS = 120
 
@@ -55,7 +55,7 @@ def test_a_block_that_ends_well_waits_for_all_of_its_work() -> None:
     assert all(future.done() for future in futures)
 
 
-IMPORTS = "import os\nfrom labkit.workers import process_pool\n"
+IMPORTS = "import os\nfrom labkit.base.workers import process_pool\n"
 WORK = "with process_pool(1) as pool:\n    print(pool.submit(os.getpid).result() != os.getpid())\n"
 GUARDED = 'if __name__ == "__main__":\n'
 

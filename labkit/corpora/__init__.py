@@ -9,8 +9,8 @@ import difflib
 import importlib
 from pathlib import Path
 
-from labkit import paths
-from labkit.lazy import exports
+from labkit.base import paths
+from labkit.base.lazy import exports
 
 from .base import SPLITS, Corpus, MissingData
 from .revisions import verified
@@ -41,7 +41,7 @@ def load(name: str, *, folder: Path | None = None, cache: Path | None = None) ->
     """Load a corpus by name: one of NAMES.
 
     `folder` holds files you already have (the wheel of wiki-sample, the splits of wikitext-2); `cache` replaces
-    `labkit.paths.cache()`.
+    `labkit.base.paths.cache()`.
 
     Raises:
         ValueError: unknown name.

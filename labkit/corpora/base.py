@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from labkit.files import MissingData
+from labkit.base.files import MissingData
 
 __all__ = ["SPLITS", "Corpus", "MissingData", "check_split", "only_one"]
 

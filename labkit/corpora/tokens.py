@@ -16,8 +16,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from labkit import paths
-from labkit.files import write_atomically
+from labkit.base import paths
+from labkit.base.files import write_atomically
 
 from .base import SPLITS, Corpus, check_split, only_one
 from .scores import Score

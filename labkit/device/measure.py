@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from labkit import memory
-from labkit.units import MIB
+from labkit.base.units import MIB
+from labkit.device import memory
 
 from .here import require
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.lazy import exports
+from labkit.base.lazy import exports
 
 _HOMES = {
     "REPORT": "config",
@@ -11,7 +11,6 @@ _HOMES = {
     "HybridConfig": "config",
     "Phase": "phases",
     "PhaseMachine": "phases",
-    "run_study": "study",
 }
 """Module of each public name. They are imported when they are asked for: transformers' Trainer alone takes seconds."""
 __all__ = [*_HOMES]

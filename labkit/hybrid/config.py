@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from labkit.fielddocs import documented
+from labkit.base.fielddocs import documented
 
 Predictor = Literal[
     "block-trend",

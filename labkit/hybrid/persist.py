@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from labkit.files import write_atomically
+from labkit.base.files import write_atomically
 from labkit.hybrid.engine import Hybrid
 
 TENSORS, NUMBERS = "hybrid.safetensors", "hybrid.json"

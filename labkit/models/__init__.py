@@ -1,6 +1,6 @@
 """Models by name: the reports' shapes with random weights, real weights with the bytes they came from, adapters."""
 
-from labkit.lazy import exports
+from labkit.base.lazy import exports
 
 _HOMES = {
     "OFFLINE_PAIR": "weights",

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from labkit.files import MissingData, read_json, sha256_of
+from labkit.base.files import MissingData, read_json, sha256_of
 
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"

@@ -16,14 +16,14 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from labkit import wheels
+from labkit.base import wheels
+from labkit.base.files import DiskFull, MissingData, disk_errors, sha256_of, write_atomically
+from labkit.base.units import format_bytes
 from labkit.device import free_disk_bytes
-from labkit.files import DiskFull, MissingData, disk_errors, sha256_of, write_atomically
 from labkit.models.folders import MissingWeights, Weights, check_folder, hashes, quiet_transformers
 from labkit.models.gguf_file import check_gguf
 from labkit.models.pins import CONVERSION, PACKED, Packed
 from labkit.models.shapes import require_memory
-from labkit.units import format_bytes
 
 _RECORD = "labkit-weights.json"
 

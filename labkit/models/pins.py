@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labkit.wheels import Wheel
+from labkit.base.wheels import Wheel
 
 CONVERSION = 2
 """Raised when the conversion (`labkit.models.packed`) or its record changes, so that older caches are not used."""

@@ -1,6 +1,6 @@
 """What a pretrained model is, tokenizer included: told without fetching it and, where it is pinned, without reading it.
 
-Evidence names its data by these revisions (`labkit.workflow.data`), so that it can be judged and shown where the
+Evidence names its data by these revisions (`labkit.cell.data`), so that it can be judged and shown where the
 weights are not.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from labkit.files import sha256_of
+from labkit.base.files import sha256_of
 from labkit.models.pins import CONVERSION, PACKED
 from labkit.models.tiny import TINY
 

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from labkit import device as machine
+from labkit.base.units import format_bytes
 from labkit.models.tiny import TINY, tiny_shape
-from labkit.units import format_bytes
 
 _CHUNK = 1 << 20
 """Values filled from one generator; part of what the weights of a seed are."""

@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit import paths
+from labkit.base import paths
 from labkit.device import require
 from labkit.models.folders import (
     MissingWeights,
@@ -71,7 +71,7 @@ def load(
             of `labkit.models.tiny.TINY`; or a folder with config.json, tokenizer and safetensors.
         dtype: type the weights are held in.
         device: "cpu" or "cuda".
-        cache: replaces `labkit.paths.cache()`.
+        cache: replaces `labkit.base.paths.cache()`.
 
     Raises:
         MissingWeights: not here and not to be fetched; the message has the command that fetches them.

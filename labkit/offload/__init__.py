@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.lazy import exports
+from labkit.base.lazy import exports
 
 _HOMES = {
     "DamagedCheckpoint": "headers",

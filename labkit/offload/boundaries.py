@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from labkit.files import disk_errors
+from labkit.base.files import disk_errors
 from labkit.offload.readers import ALIGNMENT
 
 

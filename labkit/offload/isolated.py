@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labkit import memory
+from labkit.base.units import MIB, format_bytes
+from labkit.device import memory
 from labkit.offload.memory import anonymous_bytes
-from labkit.units import MIB, format_bytes
 
 IN_PLACE = "LABKIT_IN_PLACE"
 """Variable that is 1 where goldens run: an interpreter takes longer to start than a tiny cell takes."""

@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from labkit import memory
+from labkit.device import memory
 
 
 def anonymous_bytes() -> int:

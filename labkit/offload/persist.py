@@ -15,7 +15,7 @@ from peft import LoraConfig, TaskType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from labkit.files import disk_errors, replacing
+from labkit.base.files import disk_errors, replacing
 from labkit.offload.headers import CannotStream, Checkpoint, DamagedCheckpoint
 from labkit.offload.skeleton import Skeleton
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from labkit.base.units import MIB, format_bytes
 from labkit.offload.footprint import Footprint
-from labkit.units import MIB, format_bytes
 
 ADAM_BYTES = 16
 """Bytes per adapter parameter in float32: value, gradient and AdamW's two moments."""

@@ -8,12 +8,12 @@ import torch
 from peft import LoraConfig
 
 from labkit import device as machine
+from labkit.base.units import format_bytes, parse_bytes
 from labkit.offload import assemble
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.memory import anonymous_bytes
 from labkit.offload.planner import Plan, Rates, choose
 from labkit.offload.readers import WAYS, Way
-from labkit.units import format_bytes, parse_bytes
 
 
 def plan(

@@ -21,9 +21,9 @@ from torch import nn
 
 from labkit import device as machine
 from labkit import models
-from labkit.files import DiskFull, disk_errors, read_json
+from labkit.base.files import DiskFull, disk_errors, read_json
+from labkit.base.units import GB, format_bytes
 from labkit.offload.headers import INDEX
-from labkit.units import GB, format_bytes
 
 _SHARD_BYTES = GB // 2
 _SIGMA = 0.02

@@ -207,7 +207,7 @@ def calibrate(files: Sequence[Path], seconds: float = 1.0) -> Calibration:
 
 def _rate(path: Path, n_bytes: int, way: Way, buffer: torch.Tensor, seconds: float) -> float:
     reader, at = Reader(way), 0
-    # Not by labkit.pagecache, which maps the file to look at the result: a limit on private memory forbids that.
+    # Not by labkit.device.pagecache, which maps the file to look at the result: a limit on private memory forbids that.
     os.posix_fadvise(reader.descriptor(path), 0, 0, os.POSIX_FADV_DONTNEED)
     began = time.perf_counter()
     while at < n_bytes and time.perf_counter() - began < seconds:

@@ -44,7 +44,7 @@ class GridData:
 
     @classmethod
     def of(cls, measured: Mapping[str, Any]) -> GridData:
-        """Take over what `labkit.scaling.baselines.measure_baselines` returned."""
+        """Take over what `measure_baselines` of the report returned."""
         floors = {name: np.array(measured["floors"][name]) for name in FLOORS}
         return cls(**dict(measured) | {"floors": floors})
 

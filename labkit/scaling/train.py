@@ -20,15 +20,13 @@ import numpy as np
 import torch
 
 from labkit import corpora, device
+from labkit.cell import cell, data
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import block_sums, load_tokens, second_halves, token_nats
 from labkit.scaling.optim import adamw, next_token_loss
 from labkit.scaling.resnet_bk import ResNetBK, ResNetBKConfig
 from labkit.scaling.schedule import batches, n_steps, rate_at
 from labkit.scaling.transformer import Transformer, TransformerConfig
-from labkit.schema_scaling_grid import ScalingGrid
-from labkit.workflow import data
-from labkit.workflow.cell import cell
 
 ModelConfig = ResNetBKConfig | TransformerConfig
 
@@ -89,17 +87,6 @@ class Cell:
     """Times it is scored while it trains, evenly spread; the last one is at the end."""
     potential_start: float = 1.0
     """Factor on the weights of ResNet-BK's potential at the start."""
-
-    @classmethod
-    def of(
-        cls, params: ScalingGrid, mixer: str, d_model: int, n_layers: int, seed: int, learning_rate: float, **more: Any
-    ) -> Cell:
-        """Take the shared values from a grid's parameters, and what is not at its default from `more`."""
-        own = {"mixer": mixer, "d_model": d_model, "n_layers": n_layers, "seed": seed, "learning_rate": learning_rate}
-        own |= {"steps": 0, "scorings": params.scorings, "potential_start": 1.0} | more
-        own["dtype"] = params.dtype if params.training_dtype == "machine" else params.training_dtype
-        shared = {name: getattr(params, name) for name in cls.__dataclass_fields__ if name not in own}
-        return cls(**own, **shared)
 
     @property
     def name(self) -> str:

@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from labkit import metrics, params, paths
+from labkit import metrics
+from labkit.base import paths
 from labkit.track.child import Child
 from labkit.track.forwarder import Forwarder, Outcome
-from labkit.track.trackers import Opener, opener
+from labkit.track.trackers import NO_TRACKER, Opener, opener
 
 DRAIN_SECONDS = 20.0
 """Longest wait for a tracker at the end of a run."""
@@ -32,14 +33,14 @@ class Following:
             self._forwarder.figures(folder)
 
 
-def choose(asked: str | None, hardware: str) -> str | None:
-    """Return the tracker that was asked for, else the profile's.
+def choose(asked: str | None, otherwise: str | None = None) -> str | None:
+    """Return the tracker that was asked for, else the profile's; None to follow the run by none.
 
     Raises:
         ValueError: unknown name, or its package is not installed.
     """
-    chosen = params.track_of(hardware) if asked is None else asked
-    if chosen is None or chosen == params.NO_TRACKER:
+    chosen = otherwise if asked is None else asked
+    if chosen is None or chosen == NO_TRACKER:
         return None
     opener(chosen)
     return chosen
@@ -70,7 +71,7 @@ def follow(
     Raises:
         ValueError: unknown tracker, or its package is not installed.
     """
-    if tracker is None or tracker == params.NO_TRACKER:
+    if tracker is None or tracker == NO_TRACKER:
         yield Following()
         return
     path = (paths.runs(hardware, report) / "metrics.jsonl").resolve()

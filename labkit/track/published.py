@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from labkit.files import read_json
+from labkit.base.files import read_json
 from labkit.track import private
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit import paths
-from labkit.params import NO_TRACKER, TRACKERS
+from labkit.base import paths
+
+TRACKERS = ("aim", "tensorboard")
+"""Trackers that a run can be followed by; the names are those of transformers' `report_to`."""
+NO_TRACKER = "none"
 
 
 class Tracker(Protocol):

@@ -19,15 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit import paths
-from labkit.files import DiskFull
+from labkit.base import paths
+from labkit.base.files import DiskFull
+from labkit.base.modes import rendering
+from labkit.cell import CellFunction, Json
 from labkit.workflow import reach
-from labkit.workflow.cell import CellFunction, Json
 from labkit.workflow.origin import origin
 from labkit.workflow.store import ARCHIVE, Record, Store, write_archive
 
-RENDER = "LABKIT_RENDER"
-"""Variable that is 1 while a notebook is made again from its record."""
 FRESH = "LABKIT_FRESH"
 """Variable that is 1 while committed cells are left aside, so that everything is measured here."""
 ANYWHERE = "LABKIT_ANYWHERE"
@@ -65,11 +64,6 @@ def store_of(hardware: str, report: str) -> Store:
     places = filter(None, (paths.output_root(), paths.repository()))
     published = dict.fromkeys(paths.figures_of(place, hardware, report) for place in places)
     return Store(paths.runs(hardware, report) / "cells", tuple(folder / ARCHIVE for folder in published))
-
-
-def rendering() -> bool:
-    """Say whether this process only shows what is on record."""
-    return os.environ.get(RENDER) == "1"
 
 
 @dataclass

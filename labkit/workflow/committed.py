@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labkit import paths
+from labkit.base import paths
 from labkit.workflow.origin import git
 from labkit.workflow.sources import written
 

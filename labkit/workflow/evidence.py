@@ -7,7 +7,6 @@ is evidence.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,16 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit import paths
-from labkit.reports import STUDIES
-from labkit.schema import Layer, Params
-from labkit.workflow import data, environment, reach
-from labkit.workflow.cell import Json
-from labkit.workflow.cells import RENDER, Cells, MissingCells, store_of
+from labkit.base import paths
+from labkit.base.modes import RENDER
+from labkit.cell import Json, data, environment
+from labkit.workflow import goldens, reach
+from labkit.workflow.cells import Cells, MissingCells, store_of
+from labkit.workflow.report import reports
+from labkit.workflow.schema import Layer, Params
 from labkit.workflow.store import ARCHIVE, Record, write_archive
-
-OLD = "recorded before cells were kept"
-"""What is said of results that stand beside no cells."""
 
 
 def summary(records: Iterable[Record]) -> Json:
@@ -111,8 +108,7 @@ class State:
 
 def look(resolved: Params) -> State:
     """Walk through a report without running anything, and say which of its cells are there."""
-    report = resolved.report_id()
-    if report not in STUDIES:
+    if not reports()[resolved.report_id()].study:
         return State()
     cells = walk(resolved)
     asked = [
@@ -136,19 +132,17 @@ def _other_packages(record: Record) -> str:
 
 
 def functions_of(report: str) -> list[str]:
-    """Return the cell functions of the library that a report walks through."""
-    if report not in STUDIES:
-        return []
-    library = STUDIES[report][0].rpartition(".")[0]
-    return [name for name, one in reach.declared().items() if one.place[0].startswith(f"{library}.")]
+    """Return the cell functions that a report walks through: those that it holds goldens of."""
+    own = f"{reports()[report].package}.goldens"
+    return [name for name in reach.declared() if goldens.module_of(name) == own]
 
 
 def walk(resolved: Params) -> Cells:
     """Return the cells of a report that are on record, and those that are missing, running none."""
-    module, function = STUDIES[resolved.report_id()]
+    report = reports()[resolved.report_id()]
     with _only_recorded():
         try:
-            return getattr(importlib.import_module(module), function)(resolved).cells
+            return report.function(report.study)(resolved).cells
         except MissingCells as error:
             return error.cells
 

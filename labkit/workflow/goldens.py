@@ -1,6 +1,6 @@
 """Goldens: tiny specs whose results show that a cell function still does what its version promises.
 
-A library with cell functions has a module `goldens` with one table:
+A report whose cells are made here has a module `goldens` with one table:
 
     GOLDENS: dict[CellFunction, tuple[Spec, ...]]
 
@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from labkit.cell import Json, digest
 from labkit.workflow import reach
-from labkit.workflow.cell import Json, digest
 
 TOLERANCE = 0.01
 """Largest difference of a float computed by another instruction set or other versions of the packages.
@@ -38,6 +38,7 @@ COARSE = 0.1
 _ABSOLUTE = 1e-4
 _COARSE_TYPES = frozenset({"bfloat16", "float16"})
 _SIDE_BY_SIDE = 2
+_REPORTS = Path(__file__).resolve().parents[1] / "reports"
 
 
 class GoldenFailed(RuntimeError):
@@ -45,15 +46,19 @@ class GoldenFailed(RuntimeError):
 
 
 def module_of(name: str) -> str:
-    """Return the module that holds the goldens of a cell function: that of its library.
+    """Return the module that holds the goldens of a cell function: the one that imports it.
 
     Raises:
-        ValueError: no such cell function.
+        ValueError: no such cell function, or it has no goldens.
     """
     known = reach.declared()
     if name not in known:
         raise ValueError(f"no cell function {name!r}; there are: {', '.join(sorted(known))}")
-    return ".".join([*known[name].place[0].split(".")[:2], "goldens"])
+    for path in sorted(_REPORTS.glob("*/goldens.py")):
+        module = f"labkit.reports.{path.parent.name}.goldens"
+        if known[name].place in reach.imported(module):
+            return module
+    raise ValueError(f"cell function {name!r} has no goldens; add a row to those of its report")
 
 
 def run(names: Iterable[str]) -> dict[str, list[Json]]:

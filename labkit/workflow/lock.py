@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit import paths
-from labkit.files import write_atomically
+from labkit.base import paths
+from labkit.base.files import write_atomically
+from labkit.cell import Json, digest
 from labkit.workflow import goldens, reach
-from labkit.workflow.cell import Json, digest
 
 FILE = "evidence.lock"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labkit.units import settled
+from labkit.base.units import settled
 
 Number = dict[str, Any]
 
@@ -21,14 +21,14 @@ def number(
     seconds: float | None = None,
     note: str = "",
 ) -> Number:
-    """Return a number with its unit; digits that depend on the processor are left out (`labkit.units.settled`).
+    """Return a number with its unit; digits that depend on the processor are left out (`labkit.base.units.settled`).
 
     Args:
         value: the number, or both ends of a range.
         unit: as the ledger spells it; empty for a ratio.
         ci: both ends of its 95 % confidence interval.
         n_seeds: independent repetitions behind it.
-        exact: whether no repetition could change it; see `labkit.verdict.Result`.
+        exact: whether no repetition could change it; see `labkit.ledger.verdict.Result`.
         acted: how often the mechanism that it is about acted, where that can be counted.
         seconds: what its repetitions took together, every arm of them, where that was measured.
         note: what a reader should know beside it.

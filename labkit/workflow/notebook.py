@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from labkit.files import write_atomically
+from labkit.base.files import write_atomically
 
 NAME = "notebook.ipynb"
 ANSWER = "answer"

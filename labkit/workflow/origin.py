@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from labkit import paths
+from labkit.base import paths
 
 _VERSIONS = ("labkit", "torch", "numpy", "scipy", "pandas", "tokenizers", "transformers", "trl", "peft", "papermill")
 

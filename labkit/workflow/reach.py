@@ -66,7 +66,7 @@ def declared() -> dict[str, Declared]:
     for path in sorted(_ROOT.rglob("*.py")):
         if f"@{_DECORATOR}(" not in path.read_text(encoding="utf-8"):
             continue
-        module = _module_name(path)
+        module = name_of(path)
         for name, statements in _module(module).defined.items():
             for call in (call for statement in statements if (call := _cell_call(statement))):
                 own = Declared(call.args[0].value, _literal(call, "version"), (module, name))
@@ -187,6 +187,19 @@ def _statements(place: Place) -> list[ast.stmt]:
     return _module(module).defined.get(name, []) if name else _module(module).loose
 
 
+def imported(module: str) -> set[Place]:
+    """Return what the top level of a module of the package imports from its others."""
+    return set(_module(module).imported.values())
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the modules of the package that a module imports, anywhere in its text."""
+    tree = ast.parse(_module(module).path.read_text(encoding="utf-8"))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    places = {place for node in ast.walk(tree) for _, place in _imports(node, module)}
+    return {name for name in named if name.split(".")[0] == _PACKAGE} | {source for source, _ in places}
+
+
 @functools.cache
 def _module(name: str) -> Module:
     path = _path(name)
@@ -238,7 +251,8 @@ def _path(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _module_name(path: Path) -> str:
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module of the package."""
     parts = [_PACKAGE, *path.relative_to(_ROOT).with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

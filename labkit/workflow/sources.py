@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from labkit.files import sha256_of
+from labkit.base.files import sha256_of
 
 _KEPT = "keep_output"
 _OF_THE_KERNEL = ["metadata.language_info", "metadata.widgets"]

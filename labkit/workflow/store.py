@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.files import write_atomically
-from labkit.workflow.cell import digest
+from labkit.base.files import write_atomically
+from labkit.cell import digest
 
 ARCHIVE = "cells.json.xz"
 """Name of the committed file."""

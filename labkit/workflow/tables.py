@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labkit.units import settled
+from labkit.base.units import settled
 
 SIGNIFICANT = 7
 """Digits of a published float."""

@@ -25,10 +25,12 @@ from servers import free_port, wait_for
 from transformers import AutoModelForCausalLM, Phi3Config
 
 import labkit.track
-from labkit import metrics, params, paths
-from labkit.inertia import study
+from labkit import metrics
+from labkit.base import paths
 from labkit.offload import StreamedLM
 from labkit.progress import Progress
+from labkit.reports.size_inertia import study
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 sys.path.append(str(paths.root() / "tests" / "inertia"))

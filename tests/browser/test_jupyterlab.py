@@ -26,7 +26,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from servers import free_port, wait_for
 
-from labkit import paths
+from labkit.base import paths
 
 TOKEN = "only-for-this-test"
 START_SECONDS, RUN_SECONDS = 60, 1500

@@ -10,21 +10,21 @@ import pandas as pd
 import pytest
 import torch
 
-from labkit import params
+from labkit.base.modes import RENDER
 from labkit.corpora import ngrams
-from labkit.hybrid import costs, plots, protocol, results, speed, study, sweeps, tables, train, void
-from labkit.hybrid.arms import ARMS, GATES, LEAST_JUMPS
 from labkit.hybrid.config import HybridConfig
-from labkit.hybrid.floors import FloorSpec, measure_floors
-from labkit.hybrid.frontier import DECAY, read_steps
 from labkit.hybrid.inner import AdEMAMix, ScheduleFree
 from labkit.hybrid.noisy import NoiseMatched
 from labkit.hybrid.optimizers import Schedule
 from labkit.hybrid.readouts import N_BLOCKS, BlockMeans, PowerMean, Readouts, extrapolate
-from labkit.hybrid.tasks import Run, Text, build, score
-from labkit.hybrid.tuning import tune
 from labkit.hybrid.vectors import norm
-from labkit.workflow.cells import RENDER
+from labkit.reports.predict_phase import costs, plots, protocol, results, speed, study, sweeps, tables, train, void
+from labkit.reports.predict_phase.arms import ARMS, GATES, LEAST_JUMPS
+from labkit.reports.predict_phase.floors import FloorSpec, measure_floors
+from labkit.reports.predict_phase.frontier import DECAY, read_steps
+from labkit.reports.predict_phase.tasks import Run, Text, build, score
+from labkit.reports.predict_phase.tuning import tune
+from labkit.workflow import params
 
 RUN = Run(
     task="text-0.1m",

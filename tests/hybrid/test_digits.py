@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from test_hybrid_runs import RUN
 
-from labkit.hybrid import train
-from labkit.hybrid.digits import Cnn, Digits, digit_losses
+from labkit.reports.predict_phase import train
+from labkit.reports.predict_phase.digits import Cnn, Digits, digit_losses
 
 CNN_RUN = dataclasses.replace(RUN, task="digits-cnn", steps=80, batch_size=64)
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from labkit.hybrid import costs, floors, goldens, growth, noise, oracle, original, train
-from labkit.hybrid.arms import ARMS
 from labkit.hybrid.kinds import JUMPS, LEAD_KINDS
-from labkit.hybrid.tasks import ADAPTED, CNN, TASKS
+from labkit.reports.predict_phase import costs, floors, goldens, growth, noise, oracle, original, train
+from labkit.reports.predict_phase.arms import ARMS
+from labkit.reports.predict_phase.tasks import ADAPTED, CNN, TASKS
 
 TRAINED = goldens.GOLDENS[train.train]
 

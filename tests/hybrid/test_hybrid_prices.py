@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from labkit import params
-from labkit.hybrid import original, results, study
+from labkit.reports.predict_phase import original, results, study
+from labkit.workflow import params
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.hybrid import growth, oracle, original, train
-from labkit.hybrid.arms import ARMS, hybrid_config
-from labkit.hybrid.growth import GrowthSpec
-from labkit.hybrid.noise import NoiseSpec, _moments, measure_noise, signal_and_noise
+from labkit.base.workers import process_pool
 from labkit.hybrid.optimizers import Schedule, make_optimizer
-from labkit.hybrid.oracle import OracleSpec
-from labkit.hybrid.original import OriginalSpec
-from labkit.hybrid.race import Race
-from labkit.hybrid.tasks import Run, Text, build, losses_of, score
-from labkit.workers import process_pool
+from labkit.reports.predict_phase import growth, oracle, original, train
+from labkit.reports.predict_phase.arms import ARMS, hybrid_config
+from labkit.reports.predict_phase.growth import GrowthSpec
+from labkit.reports.predict_phase.noise import NoiseSpec, _moments, measure_noise, signal_and_noise
+from labkit.reports.predict_phase.oracle import OracleSpec
+from labkit.reports.predict_phase.original import OriginalSpec
+from labkit.reports.predict_phase.race import Race
+from labkit.reports.predict_phase.tasks import Run, Text, build, losses_of, score
 
 RUN = Run(
     task="text-0.1m",

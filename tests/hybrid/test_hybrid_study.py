@@ -4,12 +4,14 @@ the cells, that a learning rate at the edge is followed, divergence counted.
 
 import pytest
 
-from labkit import models, params
-from labkit.hybrid import confirmed, protocol, results, study, sweeps, tables
-from labkit.hybrid.arms import ARMS, SETTINGS
-from labkit.hybrid.cost import plan_study
-from labkit.schema_predict_phase import PredictPhase
-from labkit.workflow.cells import RENDER, MissingCells
+from labkit import models
+from labkit.base.modes import RENDER
+from labkit.reports.predict_phase import confirmed, protocol, results, study, sweeps, tables
+from labkit.reports.predict_phase.arms import ARMS, SETTINGS
+from labkit.reports.predict_phase.cost import plan_study
+from labkit.reports.predict_phase.params import PredictPhase
+from labkit.workflow import params
+from labkit.workflow.cells import MissingCells
 
 SMALL = {
     "steps": 24,

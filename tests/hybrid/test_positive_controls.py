@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit import paths
-from labkit.hybrid import protocol
+from labkit.base import paths
+from labkit.reports.predict_phase import protocol
 
 RECORDED = paths.root() / "figures" / "cpu-24gb" / "predict_phase" / "runs.csv"
 LEFT_OUT = 4 / 3

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from labkit.hybrid import protocol
-from labkit.hybrid import speed as equal_loss
+from labkit.reports.predict_phase import protocol
+from labkit.reports.predict_phase import speed as equal_loss
 
 BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 

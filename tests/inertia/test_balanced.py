@@ -16,9 +16,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from labkit.inertia import balanced, dpo, judged, preferred
-from labkit.inertia.preferences import Pair
+from labkit.dpo import arm as dpo
+from labkit.dpo.preferences import Pair
 from labkit.models.tiny import TINY
+from labkit.reports.size_inertia import balanced, judged, preferred
 
 
 def words(text: str) -> Counter[str]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from labkit import models
-from labkit.inertia import published
-from labkit.inertia.compare import Confounded, confounders, ratio
-from labkit.inertia.decode import bytes_per_token
+from labkit.decoding.compare import Confounded, confounders, ratio
+from labkit.decoding.decode import bytes_per_token
+from labkit.reports.size_inertia import published
 
 CONDITIONS = {
     "model": "small",

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit import claims, params
-from labkit.inertia import arms, convergence, results
-from labkit.inertia.dpo import DpoArm
-from labkit.inertia.study import Study
+from labkit.dpo.arm import DpoArm
+from labkit.ledger import claims
+from labkit.reports.size_inertia import arms, convergence, results
+from labkit.reports.size_inertia.study import Study
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 CFG = params.resolve("size_inertia", "cpu-24gb")
@@ -108,7 +109,7 @@ def test_the_row_of_the_small_models_loss_is_judged_by_its_preference_where_that
     assert found["value"] == pytest.approx(np.log1p(np.exp(-3.0)))
     row = next(
         claim
-        for claim in claims.read_ledger(claims.LEDGER / "size_inertia.yaml").claims
+        for claim in claims.read_ledger(claims.ledgers("size_inertia")[0]).claims
         if claim.id == "inertia.loss.qwen_0_5b.step_75"
     )
     assert "preference_loss/smaller" in [check.key for check in row.checks]

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from labkit import pagecache
-from labkit.inertia import decode, loading
+from labkit.decoding import decode, loading
+from labkit.device import pagecache
 
 HIDDEN, LAYERS, VOCABULARY, FEED_FORWARD = 32, 2, 97, 48
 SMALL = {

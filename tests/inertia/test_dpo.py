@@ -17,10 +17,10 @@ from tiny_arms import arm, split
 from trl import DPOTrainer
 
 from labkit import models
-from labkit.inertia import evaluate
-from labkit.inertia.dpo import DpoArm, data_order, optimizer_steps, train_arm
-from labkit.inertia.dpo_run import as_dataset, lay_out, lora_config, quiet, trainer_config
-from labkit.inertia.packed import TokenLogProbs, use_packed_pairs
+from labkit.dpo import evaluate
+from labkit.dpo.arm import DpoArm, data_order, optimizer_steps, train_arm
+from labkit.dpo.packed import TokenLogProbs, use_packed_pairs
+from labkit.dpo.run import as_dataset, lay_out, lora_config, quiet, trainer_config
 
 
 def plain_trainer(own: DpoArm, tmp: Path, packed: bool, **changes: Any) -> DPOTrainer:
@@ -97,8 +97,8 @@ def test_the_rejected_text_does_not_see_the_chosen_one(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_log_probabilities_through_tiles_equal_log_softmax(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkit.inertia.packed._TILE_VALUES", 350)
-    monkeypatch.setattr("labkit.inertia.packed._CACHED_VALUES", 150)
+    monkeypatch.setattr("labkit.dpo.packed._TILE_VALUES", 350)
+    monkeypatch.setattr("labkit.dpo.packed._CACHED_VALUES", 150)
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).float()  # noqa: E731
     hidden, weight, offset = draw(11, 8).requires_grad_(), draw(50, 8), draw(50) if bias else None

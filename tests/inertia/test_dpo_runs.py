@@ -21,9 +21,9 @@ from peft import PeftModel
 from tiny_arms import arm, split
 
 from labkit import metrics, models
-from labkit.inertia import evaluate
-from labkit.inertia.dpo import DpoArm, data_order, train_arm
-from labkit.trainer_metrics import TrainerMetrics
+from labkit.dpo import evaluate
+from labkit.dpo.arm import DpoArm, data_order, train_arm
+from labkit.metrics.trainer import TrainerMetrics
 
 TIMES = ("seconds", "seconds_per_step", "reference_seconds", "scoring_seconds", "wall_seconds", "peak_bytes")
 
@@ -176,8 +176,8 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from labkit.inertia.dpo import DpoArm, Split, train_arm
-from labkit.inertia.preferences import Pair
+from labkit.dpo.arm import DpoArm, Split, train_arm
+from labkit.dpo.preferences import Pair
 
 moment = sys.argv[3]
 replace = os.replace
@@ -249,8 +249,8 @@ def test_a_checkpoint_of_other_settings_is_not_continued(llama: Path, tmp_path: 
 RANK = """
 import json, os, sys
 from pathlib import Path
-from labkit.inertia.dpo import DpoArm, Split, train_arm
-from labkit.inertia.preferences import Pair
+from labkit.dpo.arm import DpoArm, Split, train_arm
+from labkit.dpo.preferences import Pair
 
 spec = json.loads(Path(sys.argv[1]).read_text())
 split = Split(**{name: tuple(Pair(**p) for p in own) for name, own in spec["split"].items()})

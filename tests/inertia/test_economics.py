@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from labkit.device.energy import Energy, above_idle
-from labkit.inertia.economics import energy_sentence, energy_table, meter_table, published_atp, with_estimate
+from labkit.routing.economics import energy_sentence, energy_table, meter_table, published_atp, with_estimate
 
 WATTS = {"small": 10.0, "large": 40.0}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from labkit.inertia import evaluate
+from labkit.dpo import evaluate
 
 
 def test_one_run_has_wilsons_plain_interval() -> None:

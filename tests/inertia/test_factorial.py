@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit import params
-from labkit.inertia import factorial, ladder, results
-from labkit.inertia.ladder import Rung
+from labkit.decoding import ladder
+from labkit.decoding.ladder import Rung
 from labkit.models import build
+from labkit.reports.size_inertia import factorial, results
+from labkit.workflow import params
 
 CFG = params.resolve("size_inertia", "cpu-24gb")
 T0, PER_LAYER, BYTES_PER_S = 1.5e-3, 0.4e-3, 9e9

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from labkit.inertia import decode, greedy
+from labkit.decoding import decode, greedy
 
 VOCABULARY, LAYERS = 97, 3
 IDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

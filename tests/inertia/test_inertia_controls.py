@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.inertia import evaluate, preferences
-from labkit.inertia.answer_table import AnswerTable
-from labkit.inertia.policies import Learned, Routes
-from labkit.inertia.routing import gain_over_best, replay
-from labkit.inertia.surface import word_scores
+from labkit.dpo import evaluate, preferences
+from labkit.reports.size_inertia.surface import word_scores
+from labkit.routing.answer_table import AnswerTable
+from labkit.routing.policies import Learned, Routes
+from labkit.routing.replay import gain_over_best, replay
 
 N_QUESTIONS = 1000
 ERRORS = 0.2

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from labkit import figures
-from labkit.inertia import plots, training_plots
+from labkit.reports.size_inertia import plots, training_plots
+from labkit.workflow import figures
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from labkit import params
-from labkit.inertia import arms, cost, results
-from labkit.inertia.study import Study
+from labkit.reports.size_inertia import arms, cost, results
+from labkit.reports.size_inertia.study import Study
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 PHI_2, QWEN = 2_779_683_840, 494_032_768

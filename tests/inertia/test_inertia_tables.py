@@ -12,15 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit import claims, params
-from labkit.inertia import (
+from labkit.dpo import arm as dpo
+from labkit.dpo import evaluate, preferences
+from labkit.ledger import claims
+from labkit.reports.size_inertia import (
     arms,
     cost,
     coverage,
-    dpo,
-    evaluate,
     factorial,
-    preferences,
     results,
     routing_tables,
     study,
@@ -29,8 +28,9 @@ from labkit.inertia import (
     timing_tables,
     training_tables,
 )
-from labkit.inertia.coverage import CoverageSpec
-from labkit.inertia.study import Study
+from labkit.reports.size_inertia.coverage import CoverageSpec
+from labkit.reports.size_inertia.study import Study
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 

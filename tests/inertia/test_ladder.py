@@ -12,11 +12,12 @@ import pytest
 import scipy.stats
 import torch
 
-from labkit import models, schema_size_inertia
-from labkit.inertia import ladder
-from labkit.inertia.compare import Confounded, ratio
-from labkit.inertia.decode import bytes_per_token
-from labkit.inertia.ladder import LADDER, Rung
+from labkit import models
+from labkit.decoding import ladder
+from labkit.decoding.compare import Confounded, ratio
+from labkit.decoding.decode import bytes_per_token
+from labkit.decoding.ladder import LADDER, Rung
+from labkit.reports.size_inertia import params as schema_size_inertia
 
 TINY = (
     *(("hidden_size", 32), ("num_hidden_layers", 2), ("num_attention_heads", 4), ("num_key_value_heads", 2)),

@@ -19,9 +19,20 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit import models
-from labkit.inertia import matrix, questions
-from labkit.inertia.matrix import COLUMNS, SHOTS, MatrixSpec, answer_questions, ask, encode, frame, subset, to_matrix
 from labkit.models import Loaded
+from labkit.reports.size_inertia import matrix
+from labkit.reports.size_inertia.matrix import (
+    COLUMNS,
+    SHOTS,
+    MatrixSpec,
+    answer_questions,
+    ask,
+    encode,
+    frame,
+    subset,
+    to_matrix,
+)
+from labkit.routing import questions
 
 N_WORDS = 300
 TEMPLATE = (

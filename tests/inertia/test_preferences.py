@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from labkit.inertia import preferences
-from labkit.inertia.preferences import (
+from labkit.dpo import preferences
+from labkit.dpo.preferences import (
     CATEGORIES,
     Pair,
     length_only_accuracy,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from labkit.inertia import ladder, quantize
-from labkit.inertia.ladder import Rung
-from labkit.inertia.quantize import QuantizedRung
+from labkit.decoding import ladder, quantize
+from labkit.decoding.ladder import Rung
+from labkit.decoding.quantize import QuantizedRung
 
 HIDDEN, LAYERS, FEED_FORWARD, VOCABULARY = 128, 2, 256, 384
 SHAPE = (

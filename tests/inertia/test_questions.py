@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.inertia import questions
-from labkit.inertia.numerals import numbers
-from labkit.inertia.questions import CATEGORIES, CHANCE, Question, grade, load
+from labkit.routing import questions
+from labkit.routing.numerals import numbers
+from labkit.routing.questions import CATEGORIES, CHANCE, Question, grade, load
 
 QUESTIONS = load()
 BASE = {"id": "x-1", "category": "geography", "prompt": "What is asked?"}

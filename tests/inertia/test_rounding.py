@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from labkit.workflow.environment import WITHOUT_AMX
+from labkit.cell.environment import WITHOUT_AMX
 
 PRODUCT = """
 import importlib, os, sys
@@ -28,9 +28,9 @@ print((linear(rows, weight) != alone).sum().item(), os.environ["ONEDNN_MAX_CPU_I
 """
 
 
-@pytest.mark.parametrize("module", ["cost", "dpo", "study"])
+@pytest.mark.parametrize("module", ["reports.size_inertia.cost", "dpo.arm", "reports.size_inertia.study"])
 def test_rows_are_rounded_alike_alone_and_in_a_batch(module: str) -> None:
     own = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
-    command = [sys.executable, "-c", PRODUCT, f"labkit.inertia.{module}"]
+    command = [sys.executable, "-c", PRODUCT, f"labkit.{module}"]
     done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", WITHOUT_AMX]

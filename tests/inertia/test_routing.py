@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.inertia import deciding, questions, routing
-from labkit.inertia.answer_table import AnswerTable, answer_table
-from labkit.inertia.matrix import COLUMNS, frame
-from labkit.inertia.routing import (
+from labkit.reports.size_inertia.matrix import COLUMNS, frame
+from labkit.routing import deciding, questions
+from labkit.routing import replay as routing
+from labkit.routing.answer_table import AnswerTable, answer_table
+from labkit.routing.replay import (
     BestSingle,
     CannotRoute,
     Cascade,

@@ -17,8 +17,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score
 
-from labkit.inertia.answer_table import answer_table, features, text_encoder
-from labkit.inertia.sizing import RIDGE, _balanced, _ridge_map, best_under_budget, needed_size, predict_size
+from labkit.routing.answer_table import answer_table, features, text_encoder
+from labkit.routing.sizing import RIDGE, _balanced, _ridge_map, best_under_budget, needed_size, predict_size
 
 WORDS = np.array(["river", "king", "stone", "cloud", "bread", "glass", "wheel", "candle", "letter", "garden", "horse"])
 

@@ -23,24 +23,27 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from labkit import models, params, paths
-from labkit.inertia import (
+from labkit import models
+from labkit.base import paths
+from labkit.base.modes import RENDER
+from labkit.dpo import preferences
+from labkit.dpo.arm import train_arm
+from labkit.progress import Progress
+from labkit.reports.size_inertia import (
     arms,
-    economics,
     fidelity,
     matrix,
-    preferences,
     preferred,
     results,
     routing_tables,
     study,
     training_tables,
 )
-from labkit.inertia.dpo import train_arm
-from labkit.inertia.study import Study, run_study
-from labkit.progress import Progress
-from labkit.schema_size_inertia import SizeInertia
-from labkit.workflow.cells import RENDER, Cells, MissingCells
+from labkit.reports.size_inertia.params import SizeInertia
+from labkit.reports.size_inertia.study import Study, run_study
+from labkit.routing import economics
+from labkit.workflow import params
+from labkit.workflow.cells import Cells, MissingCells
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 TINY |= {"num_key_value_heads": 1, "vocab_size": 400}
@@ -144,7 +147,7 @@ def test_a_run_killed_within_an_arm_resumes_and_ends_with_the_same_numbers(
 ) -> None:
     longer = {**SCOPE, **FEWER, "report_steps": 30}
     code = (
-        "from labkit import params; from labkit.inertia.study import run_study; "
+        "from labkit.workflow import params; from labkit.reports.size_inertia.study import run_study; "
         f"run_study(params.resolve('size_inertia', 'ci', {longer!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LABKIT_OUTPUT": str(output_folder)})

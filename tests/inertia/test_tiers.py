@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit import params
-from labkit.inertia import deciding, generated, questions, routing, tiers
-from labkit.inertia.answer_table import AnswerTable
-from labkit.inertia.policies import Routes, _between
+from labkit.reports.size_inertia import generated, tiers
+from labkit.routing import deciding, questions
+from labkit.routing import replay as routing
+from labkit.routing.answer_table import AnswerTable
+from labkit.routing.policies import Routes, _between
+from labkit.workflow import params
 
 ASKED = generated.load()
 

@@ -13,8 +13,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from labkit import models
-from labkit.inertia.dpo import DpoArm, Split
-from labkit.inertia.preferences import Pair
+from labkit.dpo.arm import DpoArm, Split
+from labkit.dpo.preferences import Pair
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 TINY |= {"num_key_value_heads": 2, "vocab_size": 300}

@@ -23,8 +23,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from labkit import models, paths
-from labkit.files import DiskFull, sha256_of
+from labkit import models
+from labkit.base import paths
+from labkit.base.files import DiskFull, sha256_of
 from labkit.models import packed, shapes
 from labkit.models.gguf_file import check_gguf
 
@@ -211,7 +212,7 @@ CONVERT = """
 import sys
 from pathlib import Path
 from labkit.models import packed
-from labkit.wheels import Wheel
+from labkit.base.wheels import Wheel
 wheel = Wheel(file="tiny-1-py3-none-any.whl", requirement="tiny==1", sha256=sys.argv[2])
 packed.PACKED["tiny"] = packed.Packed(
     parts=((wheel, "tiny.gguf"),), sha256=sys.argv[3], file="tiny.gguf", licence="none", format="GGUF F32"

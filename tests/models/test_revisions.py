@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_pinned_model_is_its_bytes_and_their_conversion_told_without_torch() -> None:
     code = (
-        "import sys; from labkit.workflow.data import weights; print(weights('smollm2-135m')); "
+        "import sys; from labkit.cell.data import weights; print(weights('smollm2-135m')); "
         "sys.exit(bool({'torch', 'transformers', 'peft'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from labkit import kernels, paths
+from labkit.base import paths
+from labkit.workflow import kernels
 
 NOTEBOOKS = [paths.notebook(report) for report in paths.reports()]
 KEPT = ("keep_output", "nbval-check-output")

@@ -13,7 +13,8 @@ import nbformat
 import pytest
 from notebook_tools import KEPT, NOTEBOOKS, Checked, code_cells, finish, read, start_nbval, tags, together
 
-from labkit import params, paths
+from labkit.base import paths
+from labkit.workflow import params
 
 pytestmark = pytest.mark.timeout(1_800)
 """Without a browser nothing has run the notebooks before; of one half, two have taken 376 and 163 s on a Xeon."""

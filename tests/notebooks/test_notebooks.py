@@ -15,9 +15,10 @@ import pytest
 from nbformat import NotebookNode
 from notebook_tools import KEPT, NOTEBOOKS, assignments, code_cells, parameters_cell, read, tags, tree
 
-from labkit import params, paths, yaml12
-from labkit.reports import REPORTS
+from labkit.base import paths, yaml12
+from labkit.workflow import params
 from labkit.workflow.notebook import ANSWER
+from labkit.workflow.report import reports
 
 LONGEST_DEF = 5
 LONGEST_LOOP = 3
@@ -75,7 +76,7 @@ def test_has_one_parameters_cell_with_the_smoke_profiles_values(report: str, not
     set_there = assignments(parameters_cell(notebook))
     expected = params.resolve(report, "ci").model_dump()
     assert {name: repr(value) for name, value in set_there.items()} == {name: repr(v) for name, v in expected.items()}
-    assert set(set_there) == set(REPORTS[report].model_fields)
+    assert set(set_there) == set(reports()[report].params.model_fields)
 
 
 def test_hands_its_parameters_to_the_strict_gate_before_it_does_anything(report: str, notebook: NotebookNode) -> None:
@@ -89,7 +90,7 @@ def test_every_parameter_is_read_by_the_notebook_or_by_labkit(report: str, noteb
     ours = [path for path in paths.root().glob("labkit/**/*.py") if path.name != "schema.py"]
     trees = [tree(notebook), *(ast.parse(path.read_text(encoding="utf-8")) for path in ours)]
     read_there = {node.attr for each in trees for node in ast.walk(each) if is_read_from_parameters(node)}
-    assert sorted(set(REPORTS[report].model_fields) - read_there) == []
+    assert sorted(set(reports()[report].params.model_fields) - read_there) == []
 
 
 def test_computes_nothing_itself(report: str, notebook: NotebookNode) -> None:
@@ -131,7 +132,7 @@ def test_names_no_place_of_one_machine(report: str, notebook: NotebookNode) -> N
 
 
 def test_belongs_to_a_report_with_parameters(report: str) -> None:
-    assert report in REPORTS, "labkit.schema knows no such report"
+    assert report in reports(), "labkit.workflow.schema knows no such report"
     assert paths.science_file(report).exists()
     assert {path.name for path in paths.notebook(report).parent.glob("*.ipynb")} == {path.name for path in NOTEBOOKS}
 

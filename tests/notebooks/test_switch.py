@@ -14,8 +14,9 @@ import pytest
 from nbclient import NotebookClient
 from notebook_tools import code_cell, read
 
-from labkit import kernels, paths
-from labkit.workflow.cells import RENDER
+from labkit.base import paths
+from labkit.base.modes import RENDER
+from labkit.workflow import kernels
 
 CHOSEN = "cpu"
 

@@ -38,8 +38,10 @@ from notebook_tools import (
 )
 from papermill.cli import papermill as papermill_command
 
-from labkit import cli, figures, params, paths, run, stats
-from labkit.reports import REPORTS
+from labkit import cli, stats
+from labkit.base import paths
+from labkit.workflow import figures, params, run
+from labkit.workflow.report import reports
 from labkit.workflow.sources import stripped
 
 each_report = pytest.mark.parametrize("report", paths.reports())
@@ -94,7 +96,7 @@ def test_papermill_accepts_a_parameter_that_nothing_reads(tmp_path: Path) -> Non
 
 @each_report
 def test_a_misspelt_name_given_to_plain_papermill_stops_the_notebook_by_name(report: str, tmp_path: Path) -> None:
-    nearest = list(REPORTS[report].model_fields)[-1]
+    nearest = list(reports()[report].params.model_fields)[-1]
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         papermill.execute_notebook(
             paths.notebook(report),
@@ -130,7 +132,7 @@ def test_papermill_does_not_see_every_declaration(declaration: str, tmp_path: Pa
 @each_report
 def test_papermill_sees_every_parameter_of_ours_with_its_value_and_its_help(report: str) -> None:
     seen = papermill.inspect_notebook(paths.notebook(report))
-    assert set(seen) == set(REPORTS[report].model_fields)
+    assert set(seen) == set(reports()[report].params.model_fields)
     values = {name: ast.literal_eval(parameter["default"]) for name, parameter in seen.items()}
     assert values == assignments(parameters_cell(read(paths.notebook(report))))
     assert [name for name, parameter in seen.items() if not parameter["help"]] == []
@@ -165,7 +167,7 @@ def test_a_profile_changes_what_it_names_and_nothing_else(report: str) -> None:
 PROBE = """\
 import json
 import os
-from labkit import params, paths
+from labkit.workflow import params; from labkit.base import paths
 cfg = params.collect("claims", globals())
 folder = paths.staging(cfg.hardware, "claims")
 folder.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,9 @@ import psutil
 import pytest
 import torch
 
+from labkit.device.pagecache import drop_pages
 from labkit.offload.isolated import LimitReached, run_isolated
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.pagecache import drop_pages
 
 MIB = 1 << 20
 N_LAYERS = 52

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from labkit import params
-from labkit.offload import goldens
-from labkit.offload.checks import CheckSpec, measure_checks
+from labkit.base.modes import RENDER
 from labkit.offload.isolated import IN_PLACE
-from labkit.offload.learning import measure_learning
-from labkit.offload.rounds import measure_rounds
-from labkit.offload.speed import measure_speed
-from labkit.offload.study import learn_specs, rounds_spec, run_study
-from labkit.workflow.cells import RENDER, Cells, MissingCells
+from labkit.reports.chunked_offload import goldens
+from labkit.reports.chunked_offload.checks import CheckSpec, measure_checks
+from labkit.reports.chunked_offload.learning import measure_learning
+from labkit.reports.chunked_offload.rounds import measure_rounds
+from labkit.reports.chunked_offload.speed import measure_speed
+from labkit.reports.chunked_offload.study import learn_specs, rounds_spec, run_study
+from labkit.workflow import params
+from labkit.workflow.cells import Cells, MissingCells
 from labkit.workflow.goldens import without
 
 CFG = params.resolve("chunked_offload", "ci")

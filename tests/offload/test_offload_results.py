@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from labkit import claims, params
-from labkit.audit import read_ledger
-from labkit.offload import cost, law, plots, results, shapes, tables
-from labkit.offload.learning import LearnSpec, differences
-from labkit.offload.study import Study, full_spec, learn_specs, speed_spec
+from labkit.ledger import claims
+from labkit.ledger.audit import read_ledger
+from labkit.offload import shapes
+from labkit.reports.chunked_offload import cost, law, plots, results, tables
+from labkit.reports.chunked_offload.learning import LearnSpec, differences
+from labkit.reports.chunked_offload.study import Study, full_spec, learn_specs, speed_spec
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 PARTS = dict.fromkeys(tables.PARTS, 10 << 20)
@@ -91,7 +93,7 @@ def test_the_share_of_the_bound_takes_the_slower_half() -> None:
 
 @pytest.mark.parametrize("hardware", ["ci", "cpu", "cpu-24gb"])
 def test_every_key_of_the_ledger_is_measured_or_said_to_be_out_of_reach(hardware: str) -> None:
-    ledger = read_ledger(claims.LEDGER / "chunked_offload.yaml")
+    ledger = read_ledger(claims.ledgers("chunked_offload")[0])
     keys = {check.key for row in ledger.claims for check in row.checks}
     found = study(hardware)
     assert keys == {*results.results(found), *results.out_of_reach(found)} & keys

@@ -172,7 +172,7 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 FULL = """
 import resource, signal, sys, torch
-from labkit.files import DiskFull
+from labkit.base.files import DiskFull
 from labkit.offload import StreamedLM
 torch.set_num_threads(1)
 model = StreamedLM.resume(sys.argv[1])

@@ -11,11 +11,11 @@ import pytest
 import torch
 from test_streaming import save
 
+from labkit.base.units import parse_bytes
 from labkit.offload import TooSmall, plan
 from labkit.offload.footprint import Footprint, Line
 from labkit.offload.planner import FEWEST_SLOTS, Rates, Request, Shape, choose
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.units import parse_bytes
 
 MIB = 1 << 20
 RATES = Rates(bytes_per_second=1e9, flops_per_second=1e12)

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from labkit import params
-from labkit.offload import ablation, goldens, law, results, rounds, shapes, speed, tables
+from labkit.offload import ablation, shapes
 from labkit.offload.isolated import IN_PLACE
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.offload.rounds import RoundsSpec, measure_rounds
-from labkit.offload.study import Study
-from labkit.offload.void import why_void
+from labkit.reports.chunked_offload import goldens, law, results, rounds, speed, tables
+from labkit.reports.chunked_offload.rounds import RoundsSpec, measure_rounds
+from labkit.reports.chunked_offload.study import Study
+from labkit.reports.chunked_offload.void import why_void
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 
 READING, EACH = 4.0, 0.5

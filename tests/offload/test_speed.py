@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labkit import models, params
-from labkit.files import DiskFull
-from labkit.offload import random_weights, shapes, speed
+from labkit import models
+from labkit.base.files import DiskFull
+from labkit.offload import random_weights, shapes
 from labkit.offload.random_weights import write_random_checkpoint
-from labkit.offload.speed import SpeedSpec
-from labkit.offload.study import run_study
+from labkit.reports.chunked_offload import speed
+from labkit.reports.chunked_offload.speed import SpeedSpec
+from labkit.reports.chunked_offload.study import run_study
+from labkit.workflow import params
 
 SPEC = SpeedSpec(
     shape="phi3-30m",

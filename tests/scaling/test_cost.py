@@ -9,19 +9,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labkit import device, params
-from labkit.scaling import cost, isoflop
+from labkit import device
+from labkit.reports.scaling_grid import cost, isoflop
+from labkit.reports.scaling_grid.cells import cell_for
+from labkit.reports.scaling_grid.study import planned_cells
 from labkit.scaling.counts import training_flops
 from labkit.scaling.data import load_tokens
-from labkit.scaling.grid import planned_cells
-from labkit.scaling.train import Cell, build
+from labkit.scaling.train import build
+from labkit.workflow import params
 
 TINY = {"d_model": [8, 16], "n_layers": [1, 2], "seeds": [0, 1], "epochs": 0.01, "batch_size": 4, "context": 32}
 TINY |= {"isoflop_budgets": []}
 
 
 def config_flops(params_: object, mixer: str, d_model: int, n_layers: int) -> int:
-    cell = Cell.of(params_, mixer, d_model, n_layers, 0, 1e-3)
+    cell = cell_for(params_, mixer, d_model, n_layers, 0, 1e-3)
     return training_flops(cell.config(), cell.batch_size, cell.context)
 
 
@@ -107,13 +109,13 @@ def test_workers_multiply_memory_and_the_assumed_rate_is_for_all_of_them(monkeyp
 @pytest.mark.parametrize("mixer", ["resnet-bk", "transformer"])
 def test_memory_of_a_small_batch_is_weights_gradients_and_two_moments(mixer: str) -> None:
     full = params.resolve("scaling_grid", "h100", {"batch_size": 1, "context": 8})
-    cell = Cell.of(full, mixer, 512, 16, 0, 1e-3)
+    cell = cell_for(full, mixer, 512, 16, 0, 1e-3)
     with torch.device("meta"):
         n = sum(parameter.numel() for parameter in build(cell.config()).parameters())
     assert cost.cell_bytes(cell) - 0.4 * 2**30 == pytest.approx(4 * 4 * n, rel=0.02)
 
 
 def test_memory_of_a_narrow_model_is_logits_with_their_gradient() -> None:
-    cell = Cell.of(params.resolve("scaling_grid", "h100"), "transformer", 8, 1, 0, 1e-3)
+    cell = cell_for(params.resolve("scaling_grid", "h100"), "transformer", 8, 1, 0, 1e-3)
     logits_bytes = 4 * 32 * 128 * 30_000
     assert 2 * logits_bytes < cost.cell_bytes(cell) - 0.4 * 2**30 < 4 * logits_bytes

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from labkit.corpora import Tokens, ngrams
-from labkit.scaling.baselines import Baselines, measure_baselines
+from labkit.reports.scaling_grid.baselines import Baselines, measure_baselines
 from labkit.scaling.data import (
     FLOORS,
     N_BLOCKS,

@@ -19,19 +19,21 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import claims, params
-from labkit.record import dump_json, write_results
-from labkit.scaling import cost, findings, prices
+from labkit.ledger import claims
+from labkit.reports.scaling_grid import cost, findings, prices
+from labkit.reports.scaling_grid.baselines import Baselines, measure_baselines
+from labkit.reports.scaling_grid.cells import cell_for
+from labkit.reports.scaling_grid.findings import PUBLISHED_GRID
+from labkit.reports.scaling_grid.results import grid_seconds, results
+from labkit.reports.scaling_grid.study import Grid
 from labkit.scaling.admission import Admission, Gate
-from labkit.scaling.baselines import Baselines, measure_baselines
 from labkit.scaling.counts import parameter_counts, training_flops
 from labkit.scaling.data import GridData
-from labkit.scaling.findings import PUBLISHED_GRID
-from labkit.scaling.grid import Grid
-from labkit.scaling.results import grid_seconds, results
 from labkit.scaling.schedule import batches
 from labkit.scaling.train import Cell
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
+from labkit.workflow.record import dump_json, write_results
 from labkit.workflow.store import Store
 from labkit.workflow.tables import rounded
 
@@ -61,10 +63,10 @@ def made_up(loss: Loss = law, **changes: Any) -> Grid:
         grid.models[shape] = Admission(tuple(Gate(name, True, "") for name in MODEL_GATES))
         grid.best_rate[shape[:2]], grid.interior[shape[:2]] = 2e-3, True
         for seed in asked.seeds:
-            grid.results |= dict([made_up_cell(grid, Cell.of(asked, *shape, seed, 2e-3), loss)])
+            grid.results |= dict([made_up_cell(grid, cell_for(asked, *shape, seed, 2e-3), loss)])
     for mixer in asked.mixers:  # two rates of the sweep that were not chosen
         for rate in (1e-3, 4e-3):
-            cell = Cell.of(asked, mixer, asked.d_model[0], asked.n_layers[0], 0, rate)
+            cell = cell_for(asked, mixer, asked.d_model[0], asked.n_layers[0], 0, rate)
             grid.results |= dict([made_up_cell(grid, cell, lambda n: loss(n) + 0.1)])
     return grid
 
@@ -320,7 +322,7 @@ def test_times_and_sizes_reach_the_ledger_in_its_units(numbers: dict[str, dict[s
     publish(tmp_path, "cpu", numbers, {})
     judged = claims.judge(tmp_path).set_index("claim")["measured"]
     assert float(judged["scaling.time.full_cpu"]) == pytest.approx(7200 / 86400, rel=1e-2)
-    largest = Cell.of(params.resolve("scaling_grid", "ci", PUBLISHED | {"context": 32}), "resnet-bk", 512, 16, 0, 1e-3)
+    largest = cell_for(params.resolve("scaling_grid", "ci", PUBLISHED | {"context": 32}), "resnet-bk", 512, 16, 0, 1e-3)
     peak_bytes = 2**29 + 16 * parameter_counts(largest.config()).total  # as made up above
     assert float(judged["scaling.memory.very_large_cpu"]) == pytest.approx(peak_bytes / 1e9, rel=1e-2)
 
@@ -379,7 +381,7 @@ def trained_alone(grid: Grid) -> Callable[[str, int, int], float]:
     steps = int(5 * cost.n_train_tokens(full) // (32 * 32))
 
     def seconds(mixer: str, d_model: int, n_layers: int) -> float:
-        cell = Cell.of(full, mixer, d_model, n_layers, 0, 1e-3)
+        cell = cell_for(full, mixer, d_model, n_layers, 0, 1e-3)
         return steps * training_flops(cell.config(), 32, 32) / rate
 
     return seconds
@@ -393,7 +395,7 @@ def test_the_price_of_a_cell_counts_five_rates_of_its_width_and_three_seeds_on_t
     # At the depth of the sweep one of its five rates is the first seed.
     assert told["word_perplexity/transformer/d256_l4"]["seconds"] == pytest.approx(7 * first / 2)
     memory = cost.cell_bytes(
-        Cell.of(params.resolve("scaling_grid", "h100", {"context": 32}), "transformer", 256, 8, 0, 1e-3)
+        cell_for(params.resolve("scaling_grid", "h100", {"context": 32}), "transformer", 256, 8, 0, 1e-3)
     )
     assert price["gib"] == pytest.approx(2 * memory / 2**30), "two at a time"
 

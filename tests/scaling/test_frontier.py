@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit import params
-from labkit.scaling import isoflop
+from labkit.reports.scaling_grid import isoflop
+from labkit.reports.scaling_grid.params import ScalingGrid
 from labkit.scaling.counts import parameter_counts
 from labkit.scaling.frontier import difference, offsets, path_of, slope
 from labkit.scaling.train import model_config
-from labkit.schema_scaling_grid import ScalingGrid
+from labkit.workflow import params
 
 TOKENS = 957_000
 BYTES_OF_A_WORD = 5.4

@@ -23,18 +23,19 @@ import numpy as np
 import psutil
 import pytest
 
-from labkit import params
-from labkit.scaling import findings
-from labkit.scaling import grid as grids
+from labkit.base.modes import RENDER
+from labkit.cell import CellFunction
+from labkit.reports.scaling_grid import findings
+from labkit.reports.scaling_grid import study as grids
+from labkit.reports.scaling_grid.gates import Untrained, gates_of
+from labkit.reports.scaling_grid.params import ScalingGrid
+from labkit.reports.scaling_grid.study import MAX_EXTENSIONS, Grid, planned_cells, run_grid
 from labkit.scaling.admission import Admission, Gate
 from labkit.scaling.data import load_tokens
-from labkit.scaling.gates import Untrained, gates_of
-from labkit.scaling.grid import MAX_EXTENSIONS, Grid, planned_cells, run_grid
 from labkit.scaling.train import Cell, train_cell
-from labkit.schema_scaling_grid import ScalingGrid
 from labkit.training.sweep import best_rate, next_rates
-from labkit.workflow.cell import CellFunction
-from labkit.workflow.cells import RENDER, MissingCells
+from labkit.workflow import params
+from labkit.workflow.cells import MissingCells
 from labkit.workflow.store import Record
 
 TINY = {
@@ -318,8 +319,8 @@ def test_damaged_cell_is_set_aside_and_trained_again_to_the_same_value(
 
 CHILD = """
 import json, sys
-from labkit import params
-from labkit.scaling.grid import run_grid
+from labkit.workflow import params
+from labkit.reports.scaling_grid.study import run_grid
 run_grid(params.resolve("scaling_grid", "ci", json.loads(sys.argv[1])))
 """
 
@@ -455,10 +456,10 @@ def test_grid_of_failures_still_has_a_table(serial: tuple[Grid, Serial, Path], t
 
 SHOW = """
 import json, sys
-from labkit import params
-from labkit.scaling import findings, prices
-from labkit.scaling.grid import run_grid
-from labkit.scaling.results import grid_seconds, results
+from labkit.workflow import params
+from labkit.reports.scaling_grid import findings, prices
+from labkit.reports.scaling_grid.study import run_grid
+from labkit.reports.scaling_grid.results import grid_seconds, results
 cfg = params.resolve("scaling_grid", "ci", json.loads(sys.argv[1]))
 grid = run_grid(cfg)
 tables = [grid.runs(), findings.floors_table(grid), findings.gates_table(grid), findings.leak_table(cfg)]

@@ -13,16 +13,22 @@ from typing import Any
 
 import pytest
 
-from labkit import params
-from labkit.scaling import isoflop
+from labkit.reports.scaling_grid import isoflop
+from labkit.reports.scaling_grid.cells import cell_for
+from labkit.reports.scaling_grid.isoflop_plots import equal_flops_panel
+from labkit.reports.scaling_grid.isoflop_results import (
+    isoflop_conclusions,
+    isoflop_numbers,
+    isoflop_paths,
+    isoflop_void,
+)
+from labkit.reports.scaling_grid.isoflop_study import IsoFlop, run_isoflop
+from labkit.reports.scaling_grid.params import ScalingGrid
 from labkit.scaling.counts import training_flops
-from labkit.scaling.isoflop_plots import equal_flops_panel
-from labkit.scaling.isoflop_results import isoflop_conclusions, isoflop_numbers, isoflop_paths, isoflop_void
-from labkit.scaling.isoflop_study import IsoFlop, run_isoflop
 from labkit.scaling.schedule import order_hash
-from labkit.scaling.train import Cell, train_cell
-from labkit.schema_scaling_grid import ScalingGrid
+from labkit.scaling.train import train_cell
 from labkit.training.sweep import vertex_rate
+from labkit.workflow import params
 from labkit.workflow.cells import Cells
 from labkit.workflow.store import Store
 
@@ -83,7 +89,7 @@ def test_a_profile_without_budgets_leaves_the_comparison_out(tmp_path: Path) -> 
 
 
 def test_fields_added_later_leave_the_identity_of_earlier_cells_alone() -> None:
-    cell = Cell.of(stated("cpu"), "resnet-bk", 32, 1, 0, 1e-3)
+    cell = cell_for(stated("cpu"), "resnet-bk", 32, 1, 0, 1e-3)
     later = {"steps", "scorings", "potential_start"}
     assert later.isdisjoint(train_cell.spec(cell))
     assert later & set(train_cell.spec(replace(cell, steps=5, potential_start=10.0))) == {"steps", "potential_start"}

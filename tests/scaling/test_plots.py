@@ -1,4 +1,4 @@
-"""Checks labkit.scaling.plots by reading the drawn artists back and comparing them with the rows they were made from.
+"""Checks the figures of report 004 by reading the drawn artists back and comparing them with their rows.
 
 Fits are checked against exact power laws, means against a plain loop, and every figure is measured after layout:
 nothing may stick out of the page.
@@ -20,9 +20,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from labkit import figures
-from labkit.scaling import plots
-from labkit.scaling.plots import Drawing
+from labkit.reports.scaling_grid import plots
+from labkit.reports.scaling_grid.plots import Drawing
+from labkit.workflow import figures
 
 MIXERS = ("resnet-bk", "transformer")
 EXPONENTS = {"resnet-bk": -0.15, "transformer": -0.25}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labkit import params
-from labkit.scaling.findings import Fit
-from labkit.scaling.gates import Untrained, gates_of
+from labkit.reports.scaling_grid.findings import Fit
+from labkit.reports.scaling_grid.gates import Untrained, gates_of
+from labkit.reports.scaling_grid.results import _difference
 from labkit.scaling.law import fit_law
 from labkit.scaling.multiverse import fit_perplexity_power
-from labkit.scaling.results import _difference
+from labkit.workflow import params
 
 SIZES = np.geomspace(1e5, 1e7, 6)
 EXPONENTS = {"resnet-bk": -0.15, "transformer": -0.25}

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from labkit import params
 from labkit.corpora import Tokens
+from labkit.reports.scaling_grid.cells import cell_for
 from labkit.scaling import train
 from labkit.scaling.data import load_tokens, token_nats
 from labkit.scaling.optim import adamw
 from labkit.scaling.schedule import batches, n_steps, order_hash, rate_at
 from labkit.scaling.train import Cell, build, train_cell, train_step
+from labkit.workflow import params
 
 TINY = {
     "d_model": [8],
@@ -44,7 +45,7 @@ TIMED = ("seconds", "peak_bytes")
 
 def cell(mixer: str = "resnet-bk", **changes: Any) -> Cell:
     tiny = params.resolve("scaling_grid", "ci", TINY)
-    return replace(Cell.of(tiny, mixer, 8, 1, 0, 1e-2), **changes)
+    return replace(cell_for(tiny, mixer, 8, 1, 0, 1e-2), **changes)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_sums import add
 
-from labkit.workflow.cell import CellFunction
+from labkit.cell import CellFunction
 
 
 @pytest.fixture

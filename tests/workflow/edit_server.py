@@ -21,13 +21,12 @@ def answer(request):
     sys.path[:0] = [path for path in (request["first"], root) if path]
     os.environ.update(LABKIT_ROOT=root, LABKIT_OUTPUT=root)
     importlib.invalidate_caches()
-    from labkit import params
-    from labkit.reports import STUDIES
-    from labkit.workflow import evidence, lock
+    from labkit.workflow import evidence, lock, params
+    from labkit.workflow.report import reports
 
     assert evidence.__file__.startswith(root)
     found = {"drift": [f"{one.name}: {one.why}" for one in lock.drift()], "reports": {}}
-    for report in STUDIES:
+    for report in (name for name, one in reports().items() if one.study):
         state = evidence.look(params.resolve(report, "cpu"))
         own = {"missing": list(state.missing), "outdated": dict(state.outdated)}
         found["reports"][report] = own | {"packages": dict(state.other_packages), "present": state.n_present}

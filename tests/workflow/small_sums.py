@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labkit.workflow.cell import cell
+from labkit.cell import cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,9 +18,9 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 from small_sums import Sum
 
-from labkit import paths
+from labkit.base import paths
+from labkit.cell import environment
 from labkit.workflow import cells as walks
-from labkit.workflow import environment
 from labkit.workflow.cells import Cells, MissingCells
 from labkit.workflow.store import ARCHIVE, Record, Store, read_archive, write_archive
 
@@ -226,7 +226,7 @@ def test_an_edited_number_in_an_archive_does_not_pass(cells, work, tmp_path):
 SAVE = """
 import os, signal, sys
 from pathlib import Path
-from labkit import files
+from labkit.base import files
 from labkit.workflow.store import read_archive, write_archive
 
 target = Path(sys.argv[1])

@@ -14,9 +14,10 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from labkit import params, paths
-from labkit import run as runner
+from labkit.base import paths
 from labkit.cli import main
+from labkit.workflow import params
+from labkit.workflow import run as runner
 from labkit.workflow.committed import refuse_uncommitted, uncommitted
 
 REPOSITORY = paths.root()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import paths
+from labkit.base import paths
 from labkit.workflow.store import ARCHIVE, read_archive
 
 REPOSITORY = paths.root()
@@ -73,7 +73,7 @@ def every_annotation_of_results(path: str):
 
 
 def comment_on_every_function(root: Path) -> None:
-    for path in (root / "labkit").glob("*/*.py"):
+    for path in (root / "labkit").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"^def ", "# Why it is here.\ndef ", text, flags=re.MULTILINE), encoding="utf-8")
 
@@ -98,15 +98,16 @@ def notebook_prose(root: Path) -> None:
 def new_report(root: Path) -> None:
     (root / "params" / "fifth.yaml").write_text("outputs: []\nscience:\n  steps: 3\n")
     shutil.copy(root / "notebooks/00_claims.ipynb", root / "notebooks/05_fifth.ipynb")
-    (root / "labkit/schema_fifth.py").write_text(
-        "from typing import Annotated\nfrom labkit.schema import Layer, Params\n\n\n"
+    (root / "labkit/reports/fifth").mkdir()
+    (root / "labkit/reports/fifth/params.py").write_text(
+        "from typing import Annotated\nfrom labkit.workflow.schema import Layer, Params\n\n\n"
         'class Fifth(Params):\n    """A fifth report."""\n\n    report = "fifth"\n'
         '    steps: Annotated[int, Layer.SCIENCE]\n    """Steps."""\n'
     )
-    reports = root / "labkit/reports.py"
-    text = reports.read_text()
-    text = text.replace("import SizeInertia\n", "import SizeInertia\nfrom labkit.schema_fifth import Fifth\n")
-    reports.write_text(text.replace("(Claims, ", "(Claims, Fifth, "))
+    (root / "labkit/reports/fifth/__init__.py").write_text(
+        "from labkit.reports.fifth.params import Fifth\nfrom labkit.workflow.report import Report\n\n"
+        "REPORT = Report(params=Fifth)\n"
+    )
 
 
 def jsonl(path: str, field: str, change):
@@ -135,20 +136,20 @@ def raised(path: str, name: str):
 
 NOTHING_STALE = {
     "a comment before every function": comment_on_every_function,
-    "a docstring": first_line_of_docstring("labkit/hybrid/train.py"),
+    "a docstring": first_line_of_docstring("labkit/reports/predict_phase/train.py"),
     "an annotation": every_annotation_of_results("labkit/scaling/train.py"),
     "the name of a private function": replace("labkit/scaling/train.py", "_thin(", "_points_of(", times=2),
     "a moved module": moved_module,
     "a caption": replace("notebooks/04_scaling_grid.ipynb", "Loss against width.", "Width."),
     "the colour of a plot": replace(
-        "labkit/figures.py", "(0, 3, 2, 4, 1, 5, 9, 7, 6, 8)", "(3, 0, 2, 4, 1, 5, 9, 7, 6, 8)"
+        "labkit/workflow/figures.py", "(0, 3, 2, 4, 1, 5, 9, 7, 6, 8)", "(3, 0, 2, 4, 1, 5, 9, 7, 6, 8)"
     ),
     "a notebook's prose": notebook_prose,
-    "a progress bar": replace("labkit/progress.py", "HEARTBEAT_SECONDS = 1.0", "HEARTBEAT_SECONDS = 2.0"),
-    "another report's ledger": replace("labkit/ledger/size_inertia.yaml", "claims:", "# Rows.\nclaims:"),
+    "a progress bar": replace("labkit/progress/__init__.py", "HEARTBEAT_SECONDS = 1.0", "HEARTBEAT_SECONDS = 2.0"),
+    "another report's ledger": replace("labkit/reports/size_inertia/ledger.yaml", "claims:", "# Rows.\nclaims:"),
     "a new report": new_report,
     "the fit through the cells": replace("labkit/scaling/law.py", "_TAILS = (0.025, 0.975)", "_TAILS = (0.05, 0.95)"),
-    "how a table is laid out": replace("labkit/hybrid/tables.py", "def ", "LAID_OUT = 3\n\n\ndef "),
+    "how a table is laid out": replace("labkit/reports/predict_phase/tables.py", "def ", "LAID_OUT = 3\n\n\ndef "),
 }
 OTHER_PACKAGES = {
     "torch": recorded,
@@ -160,11 +161,11 @@ OTHER_PACKAGES = {
 }
 STALE = {
     "a preference pair": (
-        jsonl("labkit/inertia/data/factual.jsonl", "chosen", lambda text: text + " Perhaps."),
+        jsonl("labkit/dpo/data/factual.jsonl", "chosen", lambda text: text + " Perhaps."),
         lambda: with_data("file inertia/data/factual.jsonl"),
     ),
     "a question's answer key": (
-        jsonl("labkit/inertia/data/questions.jsonl", "answer", lambda answer: "another"),
+        jsonl("labkit/routing/data/questions.jsonl", "answer", lambda answer: "another"),
         lambda: with_data("file inertia/data/questions.jsonl"),
     ),
     "a corpus": (
@@ -176,7 +177,7 @@ STALE = {
         lambda: of_function("scaling.train"),
     ),
     "a preference loss, with its version": (
-        raised("labkit/inertia/dpo.py", "inertia.arm"),
+        raised("labkit/dpo/arm.py", "inertia.arm"),
         lambda: of_function("inertia.arm"),
     ),
 }

@@ -14,9 +14,9 @@ import sys
 
 import pytest
 
-from labkit import paths
+from labkit.base import paths
+from labkit.cell import digest
 from labkit.workflow import goldens, lock, reach
-from labkit.workflow.cell import digest
 
 REPOSITORY = paths.root()
 

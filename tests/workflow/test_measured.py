@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from labkit.units import settled
+from labkit.base.units import settled
 from labkit.workflow.measured import number
 
 

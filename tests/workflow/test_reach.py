@@ -16,7 +16,7 @@ PACKAGE = {
     "__init__.py": "",
     "work.py": '''
         """Work."""
-        from labkit.workflow.cell import cell
+        from labkit.cell import cell
         from labkit import parts
         from labkit.parts import numbers as own
         from labkit.lazy_home import Late

@@ -16,9 +16,10 @@ import nbformat
 import pytest
 from PIL import Image
 
-from labkit import cli, freshness, paths
-from labkit import run as runner
-from labkit.workflow import notebook
+from labkit import cli
+from labkit.base import paths
+from labkit.workflow import freshness, notebook
+from labkit.workflow import run as runner
 from labkit.workflow.store import ARCHIVE, read_archive, write_archive
 
 REPOSITORY = paths.root()

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from labkit import params, paths
-from labkit.workflow import evidence
+from labkit.base import paths
+from labkit.workflow import evidence, params
 from labkit.workflow.cells import store_of
 from labkit.workflow.store import ARCHIVE, read_archive
 

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from labkit import paths
+from labkit.base import paths
 from labkit.workflow.sources import source_hash, stripped, written
 
 REPOSITORY = paths.root()

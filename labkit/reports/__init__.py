@@ -1,0 +1,1 @@
+"""Reports retold, one folder each; `labkit.workflow.report` finds them."""
