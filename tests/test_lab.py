@@ -18,7 +18,7 @@ COLLECT = 'from labkit.workflow import lab, params\ncfg = params.collect("scalin
 
 
 def parameters_of(hardware: str) -> str:
-    return "\n".join(f"{k} = {v!r}" for k, v in params.resolve("scaling_grid", hardware).model_dump().items())
+    return f"hardware = {hardware!r}"
 
 
 def run(*cells: str) -> list[str]:
@@ -29,7 +29,7 @@ def run(*cells: str) -> list[str]:
 
 
 def test_a_choice_sets_what_the_parameters_cell_and_the_gate_behind_it_set() -> None:
-    namespace = params.resolve("scaling_grid", "ci").model_dump()
+    namespace = {"hardware": "ci"}
     namespace["cfg"] = params.collect("scaling_grid", namespace)
     panel = lab.controls("scaling_grid", namespace)
     assert panel.choice.value == "ci"
@@ -103,7 +103,7 @@ def test_jupyterlab_asks_no_question_at_its_first_start() -> None:
 
 def run_all(namespace: dict, hardware: str, **edited: object) -> lab.Controls:
     """Run the cells down to the control, as "Run All" does, with the parameters cell of a profile."""
-    namespace |= params.resolve("scaling_grid", hardware).model_dump() | edited
+    namespace |= {"hardware": hardware} | edited
     namespace["cfg"] = params.collect("scaling_grid", namespace)
     return lab.controls("scaling_grid", namespace)
 

@@ -143,12 +143,37 @@ def test_collect_reads_the_notebooks_variables_back():
     assert params.collect("scaling_grid", resolved.model_dump()) == resolved
 
 
+def test_a_notebook_has_its_profiles_values_and_its_own_in_their_place():
+    assert params.collect("scaling_grid", {"hardware": "cpu"}) == params.resolve("scaling_grid", "cpu")
+    own = params.collect("scaling_grid", {"hardware": "cpu", "seeds": [7], "unrelated": 3})
+    assert own == params.resolve("scaling_grid", "cpu", {"seeds": [7]})
+    assert params.given(own) == {"hardware": "cpu", "seeds": [7]}
+    assert params.scale(own) == "custom"
+    with pytest.raises(ValueError, match=r"'cpv'.*did you mean 'cpu'"):
+        params.collect("scaling_grid", {"hardware": "cpv"})
+
+
+def test_a_machine_without_a_profile_runs_on_what_it_is_given_in_full():
+    values = params.resolve("scaling_grid", "cpu").model_dump() | {"hardware": "elsewhere"}
+    assert params.collect("scaling_grid", values).hardware == "elsewhere"
+
+
+def test_the_table_names_what_a_run_holds_less_of():
+    shown = params.table(params.resolve("scaling_grid", "ci")).set_index("parameter")
+    assert shown.loc["d_model", "here"] == [8]
+    assert shown.loc["d_model", "the report's scale"] == params.stated_scope("scaling_grid")["d_model"]
+    assert shown["meaning"].str.len().min() > 10
+    assert "hardware" not in shown.index
+
+
 def test_collect_refuses_text_missing_and_unknown_injected_names():
     values = params.resolve("scaling_grid", "ci").model_dump()
     with pytest.raises(ValueError, match=r"epochs: .*as text"):
         params.collect("scaling_grid", values | {"epochs": "1e-5"})
-    with pytest.raises(ValueError, match="does not set vocab_size"):
-        params.collect("scaling_grid", {k: v for k, v in values.items() if k != "vocab_size"})
+    with pytest.raises(ValueError, match="does not set hardware, the name of the profile"):
+        params.collect("scaling_grid", {k: v for k, v in values.items() if k != "hardware"})
+    with pytest.raises(ValueError, match="does not set hardware"):
+        params.collect("scaling_grid", values | {"hardware": 3})
     with pytest.raises(ValueError, match="injected-parameters: unknown key 'epocks'; did you mean 'epochs'"):
         params.collect("scaling_grid", values | {"In": ["", "# Parameters\nepocks = 5\n"]})
 

@@ -23,7 +23,7 @@ from terminals import shown_in_terminal
 from labkit import cli
 from labkit.base import paths
 from labkit.base.files import DiskFull
-from labkit.workflow import freshness, params, record, watch
+from labkit.workflow import freshness, record, watch
 from labkit.workflow import run as runner
 from labkit.workflow.sources import source_hash
 
@@ -43,12 +43,10 @@ def writes(*names, text="new"):
 
 
 def write_notebook(root, *cells, report="claims", hardware="ci"):
-    values = params.resolve(report, hardware).model_dump()
-    lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     notebook = v4.new_notebook(
         cells=[
             v4.new_markdown_cell("# Tiny", id="title"),
-            v4.new_code_cell(lines, id="parameters", metadata={"tags": ["parameters"]}),
+            v4.new_code_cell(f"hardware = {hardware!r}", id="parameters", metadata={"tags": ["parameters"]}),
             *(v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}},

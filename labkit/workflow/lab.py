@@ -32,7 +32,7 @@ class Controls:
 
         Args:
             report: which report.
-            namespace: the notebook's `globals()`; a choice sets its parameters, `cfg` and `out_dir`.
+            namespace: the notebook's `globals()`; a choice sets `hardware`, `cfg` and `out_dir`.
         """
         self._report, self._namespace = report, namespace
         self._stated = namespace["cfg"].model_dump()
@@ -63,8 +63,9 @@ class Controls:
         """Set what the notebook's parameters cell and the cell after it have set."""
         chosen = params.resolve(self._report, change["new"])
         self._namespace[_CHOICE] = (self._stated, chosen.hardware)
-        self._namespace.update(chosen.model_dump())
-        self._namespace.update(cfg=chosen, out_dir=paths.staging(chosen.hardware, self._report))
+        self._namespace.update(
+            hardware=chosen.hardware, cfg=chosen, out_dir=paths.staging(chosen.hardware, self._report)
+        )
         self.text = f"{describe(chosen, plan(chosen))}\nThe cells below run on {chosen.hardware}: {_HOW}."
         self._words.value = _paragraph(self.text)
 

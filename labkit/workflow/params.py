@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -23,6 +23,9 @@ from labkit.base.scale import Scale
 from labkit.track.trackers import NO_TRACKER, TRACKERS
 from labkit.workflow.report import reports
 from labkit.workflow.schema import Layer, Params
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def resolve(report: str, hardware: str, overrides: Mapping[str, Any] | None = None) -> Params:
@@ -53,27 +56,49 @@ def resolve(report: str, hardware: str, overrides: Mapping[str, Any] | None = No
 
 
 def collect(report: str, namespace: Mapping[str, Any]) -> Params:
-    """Read a notebook's parameters back from its variables, with the same strictness as `resolve`.
+    """Return a notebook's parameters: its profile's, and in their place whatever the notebook sets by name.
 
     papermill injects whatever it is given, warns about unknown names and exits 0, and hands over `lr: 1e-5` as text;
-    this is the gate behind it.
+    this is the gate behind it, as strict as `resolve`.
 
     Args:
         report: a report's name.
         namespace: the notebook's `globals()`.
 
     Raises:
-        ValueError: a parameter is missing, has a wrong type, or an injected name is unknown.
+        ValueError: no profile is named, a value has a wrong type, or an injected name is unknown.
     """
     _check_name(report, reports(), "report")
     model = reports()[report].params
     injected = _injected_names(namespace.get("In", ()))
     _check_keys(injected, model.model_fields, "injected-parameters")
-    missing = [name for name, field in model.model_fields.items() if field.is_required() and name not in namespace]
-    if missing:
-        raise ValueError(f"the parameters cell does not set {', '.join(missing)}")
-    values = {name: namespace[name] for name in model.model_fields if name in namespace}
-    return _validate(model, values, dict.fromkeys(values, "the notebook's parameters"))
+    own = {name: namespace[name] for name in model.model_fields if name in namespace}
+    if not isinstance(own.get("hardware"), str):
+        raise ValueError("the parameters cell does not set hardware, the name of the profile that has all other values")
+    # A notebook that is given every value may run on a machine that no profile describes.
+    rest = {} if len(own) == len(model.model_fields) else resolve(report, own["hardware"]).model_dump()
+    sources = dict.fromkeys(rest, paths.profile_file(own["hardware"])) | dict.fromkeys(own, "the notebook's parameters")
+    return _validate(model, rest | own, sources)
+
+
+def given(params: Params) -> dict[str, Any]:
+    """Return what tells a run apart: its profile, and the values that are others than the profile's."""
+    usual = resolve(params.report_id(), params.hardware).model_dump()
+    own = {name: value for name, value in params.model_dump().items() if value != usual[name]}
+    return {"hardware": params.hardware} | own
+
+
+def table(params: Params) -> pd.DataFrame:
+    """Return what a run holds less of than the report's own experiment: parameter, value here and there, meaning."""
+    import pandas as pd
+
+    stated, fields = stated_scope(params.report_id()), type(params).model_fields
+    rows = [
+        {"parameter": name, "here": value, "the report's scale": stated[name], "meaning": fields[name].description}
+        for name, value in params.model_dump().items()
+        if name in stated and value != stated[name]
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "here", "the report's scale", "meaning"])
 
 
 def scale(params: Params) -> Scale:

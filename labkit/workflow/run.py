@@ -234,7 +234,7 @@ def _execute(resolved: Params, staging: Path, say: Callable[[str], None], more: 
             papermill.execute_notebook(
                 paths.notebook(report),
                 executed,
-                parameters=resolved.model_dump(),
+                parameters=params.given(resolved),
                 kernel_name="python3",
                 cwd=str(paths.root() / "notebooks"),
                 progress_bar=not in_terminal() and {"desc": report, "unit": "cell", "file": sys.stderr},
