@@ -6,7 +6,6 @@ Checked against the source notebooks, the ledgers and the figures that are commi
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from captions import captions
 from nbformat import NotebookNode
 
 from labkit.base import paths
@@ -77,17 +77,9 @@ def test_a_planted_number_or_direction_is_noticed(planted: str) -> None:
     assert typed(framing(document)[document.cells[0].id])
 
 
-def described(document: NotebookNode) -> dict[str, str]:
-    """What each figure of a notebook is said to show: its caption and alt text."""
-    code = "\n".join(cell.source for cell in document.cells if cell.cell_type == "code")
-    saved = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    saved = [call for call in saved if ast.unparse(call.func) == "figures.save"]
-    return {
-        call.args[1].value: " ".join(
-            ast.literal_eval(one.value) for one in call.keywords if one.arg in ("alt", "caption")
-        )
-        for call in saved
-    }
+def described(report: str) -> dict[str, str]:
+    """What each figure of a report is said to show: its caption and alt text."""
+    return {said.name: f"{said.caption} {said.alt}" for said in captions(report).values()}
 
 
 SAID_OF_AXES = re.compile(
@@ -100,7 +92,7 @@ RESULTS = re.compile(r"(?:stays?|falls?|rises?|grows?|reacts?|receives?|reach(?:
 @pytest.mark.parametrize("report", paths.reports())
 def test_captions_say_what_is_drawn_and_not_what_came_out(report: str) -> None:
     found = {}
-    for name, text in described(read(paths.notebook(report))).items():
+    for name, text in described(report).items():
         plain = SAID_OF_AXES.sub("", text)
         strong = [word for word in COMPARISON.findall(plain) if word.lower() not in ("smallest", "times", "lower")]
         if bad := NUMBER.findall(plain) + strong + RESULTS.findall(plain):

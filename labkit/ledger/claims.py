@@ -16,7 +16,7 @@ from labkit.base import paths
 from labkit.base.scale import Scale
 from labkit.base.units import GB, GIB, MB, MIB
 from labkit.ledger import OLD
-from labkit.ledger.audit import Check, Claim, Defect, audit, read_ledger, report_of
+from labkit.ledger.audit import Check, Claim, Defect, audit, read_ledger, report_of, table
 from labkit.ledger.formula import Interval
 from labkit.ledger.verdict import DECIDED, Evidence, Grade, OutOfReach, Result, Verdict, lack, verdict
 
@@ -108,6 +108,16 @@ def load(report: str | None = None) -> list[Claim]:
         ValueError: no such ledger, or an invalid one; the message names file, row and remedy.
     """
     return [claim for path in ledgers(report) for claim in read_ledger(path).claims]
+
+
+def contradictions(report: str) -> pd.DataFrame:
+    """Return the numbers of a report that its other numbers exclude, each with the reason.
+
+    Raises:
+        ValueError: no such ledger, or an invalid one.
+    """
+    found = table(audit(ledgers(report)[0]))
+    return found.loc[found["kind"] == "contradiction", ["claim", "why"]].reset_index(drop=True)
 
 
 def judge(

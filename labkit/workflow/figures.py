@@ -13,11 +13,12 @@ Colour never stands alone: `style` gives each series its own colour, marker and 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from PIL import Image
 
 from labkit.base.files import write_atomically
 from labkit.workflow import tables
+from labkit.workflow.shown import Shown
 
 PNG_DPI = 150
 MIN_ALT_CHARS = 20
@@ -144,6 +146,56 @@ class Figure:
             f'<figure><img alt="{html.escape(self.alt)}" style="max-width: 100%" src="data:image/png;base64,{image}">'
             f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
         )
+
+
+Plot = Callable[..., tuple[matplotlib.figure.Figure, pd.DataFrame]]
+"""Draws rows, and returns the figure with exactly those that it drew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure with the rows it was made from, and what is said of it wherever it is published."""
+
+    figure: matplotlib.figure.Figure
+    """The figure."""
+    data: pd.DataFrame
+    """The rows it was made from."""
+    name: str
+    """Name of its files."""
+    caption: str
+    """What it shows, in a sentence."""
+    alt: str
+    """The same for whoever does not see it: what is drawn against what."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpack as `figure, data`."""
+        return iter((self.figure, self.data))
+
+
+def captioned(name: str, *, caption: str, alt: str) -> Callable[[Plot], Callable[..., Drawing]]:
+    """Say beside a plot function what its figure is called and shows; it returns figure and rows as before."""
+
+    def wrap(plot: Plot) -> Callable[..., Drawing]:
+        @functools.wraps(plot)
+        def made(*args: Any, **kwargs: Any) -> Drawing:
+            return Drawing(*plot(*args, **kwargs), name=name, caption=caption, alt=alt)
+
+        return made
+
+    return wrap
+
+
+def shower(out_dir: Path, provenance: Mapping[str, Any]) -> Callable[[Drawing | pd.DataFrame], Figure | Shown]:
+    """Return what a notebook shows with: a table as people read it, a figure as `save` publishes it."""
+    use_theme()
+
+    def show(what: Drawing | pd.DataFrame) -> Figure | Shown:
+        if isinstance(what, pd.DataFrame):
+            return Shown(what)
+        said = {"caption": what.caption, "alt": what.alt}
+        return save(what.figure, what.name, data=what.data, **said, out_dir=out_dir, provenance=provenance)
+
+    return show
 
 
 def save(

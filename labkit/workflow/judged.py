@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +13,31 @@ from labkit.base.files import write_atomically
 from labkit.ledger import claims
 from labkit.ledger.audit import report_of
 from labkit.workflow import evidence, params
-from labkit.workflow.record import dump_json
+from labkit.workflow.cells import Cells
+from labkit.workflow.record import dump_json, write_results
+from labkit.workflow.schema import Params
+
+
+def conclude(
+    folder: Path, resolved: Params, cells: Cells, measured: Mapping[str, Any], out_of_reach: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Write what a run measured, the cells that it stands on and the verdicts, and return those.
+
+    Args:
+        folder: what the run publishes.
+        resolved: its parameters.
+        cells: the cells that the numbers were made from.
+        measured: numbers by key.
+        out_of_reach: what a number that was not measured would take.
+
+    Raises:
+        DiskFull: no room.
+        ValueError: a number is not finite.
+    """
+    write_results(folder, resolved, cells, measured, out_of_reach)
+    judged = claims.judge(folder)
+    write_atomically(folder / "claims.json", dump_json(judged.to_dict("records")))
+    return judged
 
 
 def judge_profile(hardware: str, report: str | None = None) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """What a notebook has where somebody sits before it: another profile by one choice, and edited code without a restart.
 
-cfg = params.collect("my_report", globals())
+cfg, out_dir, show = lab.begin("my_report", globals())
 lab.controls("my_report", globals())     # choose a profile, then run the cells below
 """
 
@@ -9,19 +9,41 @@ from __future__ import annotations
 import html
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from labkit.base import paths
+from labkit.base.modes import rendering
 from labkit.progress.faces import HEADLESS
-from labkit.workflow import params
+from labkit.workflow import figures, params, record
 from labkit.workflow.plan import describe, plan
+from labkit.workflow.schema import Params
 
 _CHOICE = "_chosen_profile"
 """Name in the notebook's namespace: what the parameters cell said when a profile was chosen, and that profile."""
 _HOW = "Run \N{BLACK RIGHT-POINTING SMALL TRIANGLE} Run Selected Cell and All Below"
+
+
+def begin(report: str, namespace: Mapping[str, Any]) -> tuple[Params, Path, Callable[..., Any]]:
+    """Return a notebook's parameters, the folder it publishes to, and what it shows figures and tables with.
+
+    Args:
+        report: which report.
+        namespace: the notebook's `globals()`; see `labkit.workflow.params.collect`.
+
+    Raises:
+        ValueError: a parameter is no such, or unknown.
+    """
+    chosen = params.collect(report, namespace)
+    return (chosen, *_places(chosen))
+
+
+def _places(chosen: Params) -> tuple[Path, Callable[..., Any]]:
+    out_dir = paths.staging(chosen.hardware, chosen.report_id())
+    return out_dir, figures.shower(out_dir, record.provenance(chosen))
 
 
 class Controls:
@@ -32,7 +54,7 @@ class Controls:
 
         Args:
             report: which report.
-            namespace: the notebook's `globals()`; a choice sets `hardware`, `cfg` and `out_dir`.
+            namespace: the notebook's `globals()`; a choice sets `hardware`, `cfg`, `out_dir` and `show`.
         """
         self._report, self._namespace = report, namespace
         self._stated = namespace["cfg"].model_dump()
@@ -41,7 +63,8 @@ class Controls:
         self.choice = widgets.Dropdown(options=names, value=hardware if hardware in names else None)
         self.choice.description, self.choice.style.description_width = "hardware profile", "initial"
         self._words = widgets.HTML()
-        self.text = f"The cells below run on {hardware}. Choose another profile, then {_HOW}."
+        choose = f"The cells below run on {hardware}. Choose another profile, then {_HOW}."
+        self.text = f"{_about(namespace['cfg'])}\n{choose}"
         self._words.value = _paragraph(self.text)
         self.choice.observe(self._switch, names="value")
         self.widget = widgets.VBox([self.choice, self._words])
@@ -63,10 +86,9 @@ class Controls:
         """Set what the notebook's parameters cell and the cell after it have set."""
         chosen = params.resolve(self._report, change["new"])
         self._namespace[_CHOICE] = (self._stated, chosen.hardware)
-        self._namespace.update(
-            hardware=chosen.hardware, cfg=chosen, out_dir=paths.staging(chosen.hardware, self._report)
-        )
-        self.text = f"{describe(chosen, plan(chosen))}\nThe cells below run on {chosen.hardware}: {_HOW}."
+        out_dir, show = _places(chosen)
+        self._namespace.update(hardware=chosen.hardware, cfg=chosen, out_dir=out_dir, show=show)
+        self.text = f"{_about(chosen)}\nThe cells below run on {chosen.hardware}: {_HOW}."
         self._words.value = _paragraph(self.text)
 
     def __str__(self) -> str:
@@ -78,12 +100,19 @@ class Controls:
         return {**(own or {}), "text/html": _paragraph(self.text), "text/plain": self.text}
 
 
+def _about(chosen: Params) -> str:
+    """Say what a run holds and takes, and what its numbers come from; a page made from its record takes nothing."""
+    held = f"{chosen.report_id()} on {chosen.hardware}: {params.scale(chosen)} scale"
+    told = held if rendering() else describe(chosen, plan(chosen))
+    return f"{told}\n{record.describe(record.provenance(chosen))}"
+
+
 def controls(report: str, namespace: MutableMapping[str, Any]) -> Controls:
     """Return the choice of a profile, and let the kernel reload labkit's modules when they are edited.
 
     Args:
         report: which report.
-        namespace: the notebook's `globals()`, in which `params.collect` has made `cfg`.
+        namespace: the notebook's `globals()`, in which `begin` has made `cfg`.
     """
     reload_edited_code()
     return Controls(report, namespace)

@@ -58,7 +58,7 @@ def test_a_wrong_kept_output_is_found(tmp_path: Path) -> None:
 def with_wrong_outputs(path: Path, folder: Path) -> Path | None:
     notebook = read(path)
     needed = {"parameters", *KEPT}
-    notebook.cells = [cell for cell in notebook.cells if needed & set(tags(cell)) or cell.id == "collect"]
+    notebook.cells = [cell for cell in notebook.cells if needed & set(tags(cell)) or cell.id == "profile"]
     for cell in notebook.cells:
         for output in cell.outputs:
             if output.output_type == "stream":

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import nbformat
 import pytest
+from captions import captions, drawn_in
 from nbformat import NotebookNode
 from notebook_tools import KEPT, NOTEBOOKS, assignments, code_cells, parameters_cell, read, tags, tree
 
@@ -90,7 +91,7 @@ def test_hands_its_parameters_to_the_strict_gate_before_it_does_anything(report:
     cells = code_cells(notebook)
     assert "parameters" in tags(cells[0])
     statements = [node for node in ast.parse(cells[1].source).body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    assert ast.unparse(statements[0]) == f"cfg = params.collect('{report}', globals())"
+    assert ast.unparse(statements[0]) == f"cfg, out_dir, show = lab.begin('{report}', globals())"
 
 
 def test_every_parameter_is_read_by_the_notebook_or_by_labkit(report: str, notebook: NotebookNode) -> None:
@@ -112,24 +113,25 @@ def test_computes_nothing_itself(report: str, notebook: NotebookNode) -> None:
 
 def test_every_figure_is_followed_by_what_to_see_in_it(report: str, notebook: NotebookNode) -> None:
     for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
-        if cell.cell_type == "code" and saved_figures(ast.parse(cell.source)):
+        if cell.cell_type == "code" and drawn_in(ast.parse(cell.source), report):
             assert following is not None, f"cell {cell.id} is the last"
             assert following.cell_type == "markdown", f"cell {cell.id} is followed by code"
 
 
 def test_every_figure_is_the_last_thing_of_its_cell_so_that_it_is_shown(report: str, notebook: NotebookNode) -> None:
     for cell in code_cells(notebook):
-        if "figures.save" in cell.source:
-            assert "figures.save" in ast.unparse(ast.parse(cell.source).body[-1]), cell.id
+        if drawn_in(ast.parse(cell.source), report):
+            assert ast.unparse(ast.parse(cell.source).body[-1]).startswith("show("), cell.id
 
 
 def test_writes_each_declared_output_by_its_name_and_no_other_figure(report: str, notebook: NotebookNode) -> None:
     declared = set(yaml12.read(paths.science_file(report))["outputs"])
     module = tree(notebook)
     files = {node.value for node in ast.walk(module) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    if any(ast.unparse(call.func) == "record.write_results" for call in calls(module)):
-        files.add("results.json")
-    assert saved_figures(module) == {name for name in declared if "." not in name}
+    if any(ast.unparse(call.func) == "conclude" for call in calls(module)):
+        files |= {"results.json", "claims.json"}
+    known = captions(report)
+    assert sorted(known[plot].name for plot in drawn_in(module, report)) == sorted(n for n in declared if "." not in n)
     assert declared - files == set()
 
 
@@ -150,11 +152,6 @@ def markdown(notebook: NotebookNode) -> list[NotebookNode]:
 
 def calls(module: ast.Module) -> Iterator[ast.Call]:
     return (node for node in ast.walk(module) if isinstance(node, ast.Call))
-
-
-def saved_figures(module: ast.Module) -> set[str]:
-    """Names given to figures.save: its second argument."""
-    return {call.args[1].value for call in calls(module) if ast.unparse(call.func) == "figures.save"}
 
 
 def is_read_from_parameters(node: ast.AST) -> bool:

@@ -15,13 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from labkit.base.units import settled
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 Drawing = tuple[Figure, pd.DataFrame]
 
 _GREY = "#777777"
 
 
+@captioned(
+    "amortisation",
+    caption="Many samples for each pass over the weights.",
+    alt=(
+        "Seconds per sample against samples for each pass over the weights on logarithmic axes: every timed "
+        "step here with the law L/B + c, reading alone and computing alone at each batch size with bars over "
+        "the range of the rounds, and the values of the report and of its notes."
+    ),
+)
 def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> Drawing:
     """Plot seconds per sample against samples a step, with the law L/B + c and the two bounds of this machine.
 
@@ -50,6 +59,14 @@ def amortisation_panel(points: pd.DataFrame, law: Any, bounds: pd.DataFrame) -> 
     return fig, pd.concat([points, fitted, bounds], ignore_index=True)
 
 
+@captioned(
+    "law",
+    caption="Predicted and measured gains.",
+    alt=(
+        "Measured gain over a batch of one against the gain that reading alone and computing alone predict, "
+        "each round, batch size and speed of the disk a point, with the diagonal and the tolerance around it."
+    ),
+)
 def law_panel(points: pd.DataFrame) -> Drawing:
     """Plot measured gains against those that reading alone and computing alone predict, with 10 % on either side.
 
@@ -75,6 +92,14 @@ def law_panel(points: pd.DataFrame) -> Drawing:
     return fig, points
 
 
+@captioned(
+    "roofline",
+    caption="A whole step beside its two halves.",
+    alt=(
+        "Seconds of a whole step, of reading alone and of computing alone for each batch size that was also "
+        "run in halves, with the share of the slower part in the whole step."
+    ),
+)
 def roofline_panel(table: pd.DataFrame) -> Drawing:
     """Draw a whole step beside reading alone and computing alone, with the share of the slower one.
 
@@ -98,6 +123,14 @@ def roofline_panel(table: pd.DataFrame) -> Drawing:
     return fig, table
 
 
+@captioned(
+    "memory",
+    caption="Planned and measured memory of a step.",
+    alt=(
+        "For each timed step the planned memory stacked by part, below the plans the measured peak as a bar, "
+        "the limit that the kernel enforced as a line, and all of them with the size of the weights in words."
+    ),
+)
 def memory_panel(table: pd.DataFrame) -> Drawing:
     """Stack the planned memory of each step by part; below the largest plan the measured peak, and the limit across.
 
@@ -131,6 +164,14 @@ def _memory_words(planned: float, row: pd.Series) -> str:
     return f"plan {planned:,.0f}{peak}\nlimit {row['limit']:,.0f}, weights {row['weights']:,.0f}"
 
 
+@captioned(
+    "learning",
+    caption="Streamed and resident training on real text.",
+    alt=(
+        "Left: training loss against optimizer step for each batch size, streamed as a line and resident as "
+        "points on it. Right: the relative difference of the two losses at each step."
+    ),
+)
 def learning_panel(curves: pd.DataFrame) -> Drawing:
     """Plot the loss of every step, streamed as lines and resident as points, and how far apart they are.
 
@@ -156,6 +197,14 @@ def learning_panel(curves: pd.DataFrame) -> Drawing:
     return fig, curves
 
 
+@captioned(
+    "grad_norms",
+    caption="Gradient norm of every adapter.",
+    alt=(
+        "Mean gradient norm of each adapter matrix against its layer, the matrices A on the left and B on the "
+        "right, on a logarithmic axis."
+    ),
+)
 def grad_norms_panel(norms: pd.DataFrame) -> Drawing:
     """Plot the gradient norm of each adapter matrix by layer, the mean over the steps of the first arm.
 

@@ -19,7 +19,7 @@ from labkit.hybrid.config import MEMORY_OPTIMIZED_BATCH, UPDATES
 from labkit.reports.predict_phase.arms import ARMS
 from labkit.reports.predict_phase.protocol import Judgement
 from labkit.reports.predict_phase.speed import BASELINE
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 Drawing = tuple[Figure, pd.DataFrame]
 
@@ -51,6 +51,15 @@ DECIDING = (
 _GREY = "#777777"
 
 
+@captioned(
+    "loss_against_time",
+    caption="Final loss against training time.",
+    alt=(
+        "Held-out loss at the end of completed schedules against seconds of training, on a logarithmic axis "
+        "of time, one line for each way to train, with standard errors over seeds; a dotted line marks the "
+        "final loss of tuned AdamW, dashed ones n-gram predictors."
+    ),
+)
 def loss_against_time(points: pd.DataFrame, per: str = "token", floors: Mapping[str, float] | None = None) -> Drawing:
     """Plot the final loss of completed schedules against their training time, with standard errors over seeds.
 
@@ -79,6 +88,33 @@ def loss_against_time(points: pd.DataFrame, per: str = "token", floors: Mapping[
     return fig, drawn.assign(**(floors or {}))
 
 
+@captioned(
+    "finetune_loss_against_time",
+    caption="Fine-tuning: final loss against training time.",
+    alt=(
+        "Held-out loss of a fine-tuned pretrained model at the end of completed schedules against seconds of "
+        "training, one line for each way to train, with standard errors over seeds."
+    ),
+)
+def finetune_loss_against_time(points: pd.DataFrame) -> Drawing:
+    """Draw the same as `loss_against_time` for another task."""
+    return tuple(loss_against_time(points))
+
+
+@captioned(
+    "digits_loss_against_time",
+    caption="Digits: final loss against training time.",
+    alt=(
+        "Held-out loss of a small convolutional network on handwritten digits at the end of completed "
+        "schedules against seconds of training, one line for each way to train, with standard errors over "
+        "seeds."
+    ),
+)
+def digits_loss_against_time(points: pd.DataFrame) -> Drawing:
+    """Draw the same as `loss_against_time` for another task."""
+    return tuple(loss_against_time(points, per="digit"))
+
+
 def ratio_axis(axes: Axes, values: pd.Series) -> None:
     """Draw x on a logarithmic scale with plain numbers at its ticks; values too close for that stay on a linear one.
 
@@ -95,6 +131,14 @@ def ratio_axis(axes: Axes, values: pd.Series) -> None:
     axes.minorticks_off()
 
 
+@captioned(
+    "time_to_loss",
+    caption="Speed at equal final loss.",
+    alt=(
+        "Speed of each way to train at the lowest final loss that it and tuned AdamW both reach, as a ratio "
+        "with its 95 percent interval over seeds; arrows where the budgets give only a bound."
+    ),
+)
 def time_to_loss(judgements: Sequence[Judgement]) -> Drawing:
     """Draw each arm's speed at an equal final loss with its interval, and the jumps it kept; bounds as arrows."""
     rows = pd.DataFrame(
@@ -136,6 +180,14 @@ def _ticks(rows: pd.DataFrame) -> list[float]:
     return [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if low / 1.3 <= tick <= high * 1.3]
 
 
+@captioned(
+    "phase_timeline",
+    caption="What the gate was asked and what it said.",
+    alt=(
+        "For one run of the gated hybrid: the change of the probe's loss by each proposed jump against the "
+        "step at which it was proposed, jumps that were kept and jumps that were refused."
+    ),
+)
 def phase_timeline(decisions: pd.DataFrame) -> Drawing:
     """Plot what each decision of one run did to the probe's loss, against the step it was taken at.
 
@@ -155,6 +207,15 @@ def phase_timeline(decisions: pd.DataFrame) -> Drawing:
     return fig, drawn
 
 
+@captioned(
+    "oracle",
+    caption="What a jump along the drift delivers.",
+    alt=(
+        "Left: change of the held-out loss after jumps along the drift against their length, at some points "
+        "of the run. Right: how much of the skipped steps' progress the jump delivered at the end of the "
+        "schedule, with the extremes over seeds."
+    ),
+)
 def oracle_panel(losses: pd.DataFrame, table: pd.DataFrame) -> Drawing:
     """Plot the held-out loss along the drift at each point, and how much of the skipped progress is left at the end.
 
@@ -182,6 +243,14 @@ def oracle_panel(losses: pd.DataFrame, table: pd.DataFrame) -> Drawing:
     return fig, losses.merge(table[["step", "delivered, %", "least, %", "greatest, %"]], on="step")
 
 
+@captioned(
+    "original",
+    caption="The report's own protocol.",
+    alt=(
+        "Loss of the report's protocol against steps and against seconds, with the published and with a usual "
+        "initialisation: the baseline, the original hybrid, and the floor ln V."
+    ),
+)
 def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
     """Plot the loss of the report's protocol against steps and against seconds, for both initialisations.
 
@@ -211,6 +280,15 @@ def original_panel(curves: pd.DataFrame, floor: float) -> Drawing:
     return fig, curves
 
 
+@captioned(
+    "noise",
+    caption="Speed of jumps against the noise of the gradient.",
+    alt=(
+        "Speed of jumps at an equal final loss, with 95 percent intervals over seeds, against the batch size "
+        "divided by the noise scale of the gradient; one line for jumps with a gate, one without, one for the "
+        "last update."
+    ),
+)
 def noise_panel(rows: pd.DataFrame) -> Drawing:
     """Plot the speed of jumps at an equal loss against the batch size over the noise scale, with intervals.
 
@@ -233,6 +311,14 @@ def noise_panel(rows: pd.DataFrame) -> Drawing:
     return fig, rows
 
 
+@captioned(
+    "memory",
+    caption="Memory against predicted steps.",
+    alt=(
+        "Memory of the process above its start against predicted steps, one line for the hybrid trainer of "
+        "this package, one for a loop that keeps the graph of every loss."
+    ),
+)
 def memory_panel(points: pd.DataFrame) -> Drawing:
     """Plot memory above its start against predicted steps.
 

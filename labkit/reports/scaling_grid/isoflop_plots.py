@@ -15,13 +15,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from labkit.scaling.frontier import Path
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 _RING = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#222222", "linestyle": "none"}
 _COLUMNS = ["kind", "mixer", "budget", "seed", "n", "bits_per_byte"]
 Drawing = tuple[Figure, pd.DataFrame]
 
 
+@captioned(
+    "equal_flops",
+    caption="Loss against size at equal training FLOPs.",
+    alt=(
+        "Bits per byte against size on a logarithmic axis, a panel per mixer and a parabola per budget of "
+        "training FLOPs, with the size at the bottom of each seed's parabola ringed; where the profile has no "
+        "budgets, a sentence that says so."
+    ),
+)
 def equal_flops_panel(runs: pd.DataFrame | None, paths: Mapping[str, Path]) -> Drawing:
     """Plot bits per byte against cost-equivalent size, a panel per mixer and a parabola per budget through all seeds.
 

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from labkit.scaling.multiverse import fit_perplexity_power
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 LABELS = {
     "n_total": "parameters, embeddings included",
@@ -60,6 +60,14 @@ Drawing = tuple[Figure, pd.DataFrame]
 Curve = Callable[[np.ndarray], np.ndarray]
 
 
+@captioned(
+    "perplexity_vs_size",
+    caption="Loss against size, with a power of N fitted to the admitted models.",
+    alt=(
+        "Bits per byte against total parameters on logarithmic axes for both mixers, with fitted power laws "
+        "and the n-gram baselines as horizontal lines."
+    ),
+)
 def perplexity_vs_size(
     runs: pd.DataFrame,
     fits: Mapping[str, Curve] | None = None,
@@ -108,6 +116,11 @@ def perplexity_vs_size(
     return fig, pd.concat(drawn, ignore_index=True)
 
 
+@captioned(
+    "perplexity_vs_width",
+    caption="Loss against width.",
+    alt="Bits per byte against d_model, one line per depth and one panel per mixer.",
+)
 def perplexity_vs_width(runs: pd.DataFrame, *, y: str = "word_perplexity") -> Drawing:
     """Plot quality against d_model, a line per depth and a panel per mixer, on logarithmic axes.
 
@@ -117,6 +130,11 @@ def perplexity_vs_width(runs: pd.DataFrame, *, y: str = "word_perplexity") -> Dr
     return _ladder(runs, "d_model", "n_layers", y)
 
 
+@captioned(
+    "perplexity_vs_depth",
+    caption="Loss against depth.",
+    alt="Bits per byte against n_layers, one line per width and one panel per mixer.",
+)
 def perplexity_vs_depth(runs: pd.DataFrame, *, y: str = "word_perplexity") -> Drawing:
     """Plot quality against n_layers, a line per width and a panel per mixer, on logarithmic axes.
 
@@ -126,6 +144,11 @@ def perplexity_vs_depth(runs: pd.DataFrame, *, y: str = "word_perplexity") -> Dr
     return _ladder(runs, "n_layers", "d_model", y)
 
 
+@captioned(
+    "time_vs_size",
+    caption="Training time against size.",
+    alt=("Training seconds against total parameters on logarithmic axes, one panel per mixer and one line per depth."),
+)
 def time_vs_size(runs: pd.DataFrame, *, x: str = "n_total", y: str = "seconds") -> Drawing:
     """Plot training time (or speed, FLOPs, memory) against size, a line per depth and a panel per mixer.
 
@@ -135,6 +158,14 @@ def time_vs_size(runs: pd.DataFrame, *, x: str = "n_total", y: str = "seconds") 
     return _ladder(runs, x, "n_layers", y)
 
 
+@captioned(
+    "learning_rate",
+    caption="The rate of each width is the best of a sweep that was extended until the best lay inside it.",
+    alt=(
+        "Validation loss against peak learning rate on a logarithmic axis, one line per width and one panel "
+        "per mixer, with the chosen rate of each width ringed."
+    ),
+)
 def learning_rate_panel(runs: pd.DataFrame, *, y: str = "loss_nats") -> Drawing:
     """Plot validation loss against learning rate, a line per width and a panel per mixer, with the chosen rate ringed.
 
@@ -162,6 +193,14 @@ def learning_rate_panel(runs: pd.DataFrame, *, y: str = "loss_nats") -> Drawing:
     return fig, pd.concat(drawn, ignore_index=True)
 
 
+@captioned(
+    "exponents",
+    caption="One exponent for each defensible choice.",
+    alt=(
+        "Exponent with its 95 % interval for each combination of mixer, parameter count, floor, learning rate "
+        "and seeds; where the runs do not determine it the reason stands instead."
+    ),
+)
 def exponent_panel(multiverse: pd.DataFrame, *, of: Literal["loss", "perplexity"] = "loss") -> Drawing:
     """Plot every fitted exponent with its interval: a row per choice of size, floor, rate and seeds, a panel per mixer.
 
@@ -202,6 +241,14 @@ def exponent_panel(multiverse: pd.DataFrame, *, of: Literal["loss", "perplexity"
     return fig, multiverse.reset_index(drop=True)
 
 
+@captioned(
+    "causality",
+    caption="How far a later token reaches back.",
+    alt=(
+        "Change of earlier logits when a later token is replaced, against the distance to it, one line for "
+        "the published mixer and one for the causal one."
+    ),
+)
 def causality_panel(leak: pd.DataFrame) -> Drawing:
     """Plot how far the logits move when one token changes, by position relative to it, with a line per mixer.
 

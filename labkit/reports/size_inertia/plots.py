@@ -17,13 +17,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from labkit.base.units import settled
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 Drawing = tuple[Figure, pd.DataFrame]
 
 _GREY = "#777777"
 
 
+@captioned(
+    "affine_law",
+    caption="Time against bytes: overhead, layers and bandwidth.",
+    alt=(
+        "Seconds per token against bytes of weights on logarithmic axes: the shapes timed here and the "
+        "report's own times on its processor and GPU, each with its law: a line for each depth where a term "
+        "per layer was fitted, else one line with its two regimes dotted."
+    ),
+)
 def affine_law(points: pd.DataFrame, fits: Mapping[str, Any]) -> Drawing:
     """Plot seconds per token against bytes of weights, with the law of each series.
 
@@ -94,6 +103,15 @@ def _draw_depths(axes: Axes, name: str, part: pd.DataFrame, fit: Any, look: dict
     return pd.concat(rows, ignore_index=True)
 
 
+@captioned(
+    "ladder",
+    caption="The ladder of shapes: decoding, its floor, prefill and training step.",
+    alt=(
+        "For each shape dots on a logarithmic axis for the milliseconds per decoded token beside the time of "
+        "moving its bytes at the bandwidth measured in the same run, and the milliseconds of a prefill and of "
+        "a training step."
+    ),
+)
 def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     """Draw, by rung, the time per token beside its floor at the measured bandwidth, and the time of a training step.
 
@@ -129,6 +147,14 @@ def ladder_panel(rungs: pd.DataFrame) -> Drawing:
     return fig, rungs
 
 
+@captioned(
+    "quantization",
+    caption="Weight-only quantization of two shapes.",
+    alt=(
+        "Milliseconds per token of two shapes for each weight type, with the bytes held and the ratio between "
+        "the two shapes."
+    ),
+)
 def quantization_panel(rows: pd.DataFrame) -> Drawing:
     """Draw the time per token of two sizes for each weight type, and the ratio between the sizes.
 
@@ -153,6 +179,14 @@ def quantization_panel(rows: pd.DataFrame) -> Drawing:
     return fig, rows
 
 
+@captioned(
+    "frontier",
+    caption="Quality against measured cost.",
+    alt=(
+        "Share of questions answered rightly against measured seconds per query for each routing policy with "
+        "95 % intervals, and the line of random routing between the two models."
+    ),
+)
 def frontier_panel(policies: pd.DataFrame, curve: pd.DataFrame) -> Drawing:
     """Plot quality against measured cost: each policy with 95 % intervals, and the line of random routing.
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from labkit.workflow.figures import style
+from labkit.workflow.figures import captioned, style
 
 Drawing = tuple[Figure, pd.DataFrame]
 
@@ -23,6 +23,14 @@ _ROUNDED_TO_ZERO = 5e-5
 _MARGIN, _SUM, _PER_TOKEN = "margin", "sum", "per token"
 
 
+@captioned(
+    "coverage",
+    caption="What the report's list of targets reaches in each model.",
+    alt=(
+        "Trainable adapter parameters for each model and list of target modules; bars are grey where a target "
+        "matches nothing."
+    ),
+)
 def coverage_panel(coverage: pd.DataFrame) -> Drawing:
     """Draw the adapter parameters of each model and target list, with the targets that matched nothing.
 
@@ -47,6 +55,15 @@ def _coverage_label(row: tuple) -> str:
     return f"{row.trainable:,} ({row.percent:.2f} %){missing}"
 
 
+@captioned(
+    "loss_curves",
+    caption="Loss against step, and against margin.",
+    alt=(
+        "Left: DPO loss against optimizer step for the arms trained here and the report's two curves, with ln "
+        "2 marked. Right: the same losses against the reward margin, with the curve of minus log sigmoid of "
+        "the margin."
+    ),
+)
 def loss_curves(steps: pd.DataFrame, published: pd.DataFrame) -> Drawing:
     """Plot training loss against step, and against the reward margin beside the saturation line.
 
@@ -82,6 +99,15 @@ def _saturation(axes: Axes, margins: pd.Series) -> None:
     axes.annotate("−log σ(margin)", (m[120], np.logaddexp(0, -m[120])), color=_GREY, fontsize=8, va="top", ha="right")
 
 
+@captioned(
+    "held_out",
+    caption="What training moved, and what the models prefer, on pairs they never saw.",
+    alt=(
+        "Two panels for each set of pairs: the share of pairs on which each arm prefers the chosen text, with "
+        "95 % intervals and beside chance; left by the margin against the reference, right by the "
+        "log-probabilities themselves, per token and by sum."
+    ),
+)
 def held_out_panel(judged: pd.DataFrame) -> Drawing:
     """Draw how often arms prefer the chosen text with 95 % intervals, beside chance; a row for each set of pairs.
 
@@ -121,6 +147,14 @@ def _draw_shares(axes: Axes, rows: pd.DataFrame, arms: list[str], looks: dict[st
         axes.errorbar([row.accuracy], [y], xerr=error, capsize=2, elinewidth=0.8 if hollow else 1.2, **look)
 
 
+@captioned(
+    "dataset_size",
+    caption="Subsets of the pairs, trained for equally many steps.",
+    alt=(
+        "Training loss of the last steps and held-out accuracy with 95 % intervals against the number of "
+        "training pairs, at equal steps."
+    ),
+)
 def dataset_size_panel(sizes: pd.DataFrame) -> Drawing:
     """Plot final training loss and held-out accuracy against the number of training pairs at equal steps.
 

@@ -1,0 +1,109 @@
+"""A table as a person reads it: names in words, three significant digits, prose wrapped, constants in a sentence."""
+
+from __future__ import annotations
+
+import html
+import numbers
+from typing import Any
+
+import pandas as pd
+
+WORDS = {
+    "lr": "learning rate",
+    "d_model": "width",
+    "n_layers": "layers",
+    "n_total": "parameters",
+    "non_embedding": "parameters without embedding",
+    "bits_per_byte": "bits/byte",
+    "tokens_per_second": "tokens/s",
+    "word_perplexity": "perplexity per word",
+}
+"""Columns whose name in a CSV is not what a reader calls them."""
+DIGITS = 3
+"""Significant digits of a shown number."""
+_PROSE = 24
+"""Characters from which on a text is wrapped."""
+_CELL = "padding:2px 10px;vertical-align:top"
+_LEFT = f"{_CELL};text-align:left;white-space:normal;min-width:14em;max-width:34em"
+
+
+class Shown:
+    """A table for a page, a kernel or a terminal."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        """Take the constant columns out of a table with several rows.
+
+        Args:
+            table: any columns; the index is shown if it has a name.
+        """
+        named = any(name is not None for name in table.index.names)
+        rows = table.reset_index() if named else table
+        self.constant = {
+            name: rows[name].iloc[0] for name in rows.columns if len(rows) > 1 and _is_constant(rows[name])
+        }
+        if len(self.constant) == len(rows.columns):
+            self.constant = {}
+        self.rows = rows.drop(columns=list(self.constant))
+
+    @property
+    def sentence(self) -> str:
+        """What is the same in every row; empty if nothing is."""
+        said = "; ".join(f"{words(name)} {text(value)}" for name, value in self.constant.items())
+        return f"In every row: {said}." if said else ""
+
+    def _repr_html_(self) -> str:
+        if self.rows.empty:
+            return "<p>Nothing to show on this profile.</p>"
+        heads = "".join(f'<th style="{_align(self.rows[name])}">{html.escape(words(name))}</th>' for name in self.rows)
+        styles = [_align(self.rows[name]) for name in self.rows]
+        body = "".join(f"<tr>{_cells(row, styles)}</tr>" for row in self.rows.itertuples(index=False))
+        said = f"<p>{html.escape(self.sentence)}</p>" if self.sentence else ""
+        table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        return f'{said}<div style="overflow-x:auto">{table}</div>'
+
+    def __repr__(self) -> str:
+        shown = self.rows.map(text).rename(columns=words)
+        return "\n".join(filter(None, [self.sentence, shown.to_string(index=False)]))
+
+
+def words(name: Any) -> str:
+    """Return the name of a column in words."""
+    return WORDS.get(str(name), str(name).replace("_", " "))
+
+
+def text(value: Any) -> str:
+    """Return a value as a reader wants it: counts in full, other numbers with DIGITS significant digits."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text, value))
+    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+        return "–"
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{value:,}"
+    return _number(float(value)) if isinstance(value, numbers.Real) else str(value)
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    if size >= 10**DIGITS - 0.5:
+        return f"{value:,.0f}"
+    if 0 < size < 1e-3:
+        return f"{value:.{DIGITS - 1}e}"
+    return f"{value:.{DIGITS}g}"
+
+
+def _is_constant(column: pd.Series) -> bool:
+    first = text(column.iloc[0])
+    return len(first) <= _PROSE and all(text(value) == first for value in column)
+
+
+def _align(column: pd.Series) -> str:
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return f"{_CELL};text-align:right"
+    return _LEFT if column.map(lambda value: len(text(value))).max() > _PROSE else f"{_CELL};text-align:left"
+
+
+def _cells(row: tuple[Any, ...], styles: list[str]) -> str:
+    pairs = zip(row, styles, strict=True)
+    return "".join(f'<td style="{style}">{html.escape(text(value))}</td>' for value, style in pairs)
