@@ -7,6 +7,9 @@ bit: the streamed model's, and those of transformers' own with PEFT's adapters o
     python benchmarks/causal_mapping.py                  # a Markdown table, in about ten minutes
     python benchmarks/causal_mapping.py llama gpt2       # these alone
     python benchmarks/causal_mapping.py --joined         # experts written joined, as they are in memory
+    python benchmarks/causal_mapping.py --tokens 80      # more than the 64 positions that each has learned
+
+What transformers refuses as too long has to be refused before a layer is read, with ValueError: *too long*.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from labkit.offload.skeleton import find_layers
 _SECONDS = 60
 _MOST_PARAMETERS = 4_000_000
 _ROUNDING = 1e-5
-_VOCABULARY, _LAYERS = 97, 4
+_VOCABULARY, _LAYERS, _TOKENS = 97, 4, 12
 _READ = ("mamba.out_proj", "mixer.out_proj")
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "dim", "word_embed_proj_dim"), 32),
@@ -75,6 +78,29 @@ _SIZES: dict[str, Any] = {
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "lru_width": 32, "mamba_d_ssm": 64, "expand": 2},
     **{"attn_layers": None, "is_decoder": True, "attention_types": [[["global", "local"], _LAYERS // 2]]},
 }
+_HALVES = ["sliding_attention", "full_attention"] * 2
+_SHARING = {"layer_types": _HALVES, "num_kv_shared_layers": 2}
+_INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8}
+_ROC = {"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 50, "shape_embed_dim": 16, "shape_vocab_size": 50}
+_OWN: dict[str, dict[str, Any]] = {
+    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dots3_note_text": {"num_key_value_heads": 4, "index_n_heads": 2, "layer_types": ["full_attention"] * _LAYERS},
+    "gemma3n_text": _SHARING,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"zero_expert_num": 2, "num_key_value_heads": 4},
+    "mamba2": {"num_heads": 8},
+    "qwen4_exp_text": {**_INDEXER, "indexer_compress_ratio": 4, "hc_lowrank": 8, "ple_layer_ids": []},
+    "reformer": {
+        **{"attn_layers": ["local", "lsh"] * 2, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+        **{"lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4, "num_buckets": 4, "hash_seed": 1},
+    },
+    "roc_bert": _ROC,
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16},
+}
+"""Fields that one architecture needs beside the sizes of all."""
 
 
 @contextmanager
@@ -93,14 +119,15 @@ def within(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def tiny(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+def tiny(kind: str) -> PreTrainedConfig:
     """Return a configuration with every size that has a name in `_SIZES` made small, those of its parts as well."""
+    config_class = CONFIG_MAPPING[kind]
     own = shrunk(dict.fromkeys(known(config_class)))
     if "qk_rope_head_dim" in own:
         own["head_dim"], own["num_key_value_heads"] = own["qk_rope_head_dim"], own["num_attention_heads"]
     parts = {name: shrunk(part) for name, part in config_class().to_dict().items() if isinstance(part, dict)}
     inner = {name: part for name, part in parts.items() if name in getattr(config_class, "sub_configs", {})}
-    return config_class(**own | inner)
+    return config_class(**own | inner | _OWN.get(kind, {}))
 
 
 def known(config_class: type[PreTrainedConfig]) -> list[str]:
@@ -116,7 +143,7 @@ def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
 
 def build(kind: str) -> PreTrainedModel:
     """Build a tiny model with random weights, large enough for gradients to be far from rounding."""
-    config = tiny(CONFIG_MAPPING[kind])
+    config = tiny(kind)
     with torch.device("meta"):
         n = sum(p.numel() for p in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
     if n > _MOST_PARAMETERS:
@@ -132,8 +159,8 @@ def build(kind: str) -> PreTrainedModel:
     return model.eval()
 
 
-def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(3, _VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(1))
+def batch(n_tokens: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, _VOCABULARY, (4, n_tokens), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[3, 9:] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
@@ -150,11 +177,13 @@ def adapters_of(model: PreTrainedModel) -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules=[name for name in linear if not name.endswith(_READ)])
 
 
-def resident(folder: Path, lora: LoraConfig, own: StreamedLM) -> tuple[float, dict[str, torch.Tensor]]:
+def resident(
+    folder: Path, lora: LoraConfig, own: StreamedLM, data: dict[str, torch.Tensor]
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Return loss and gradients of transformers' model with PEFT's adapters."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = get_peft_model(model, copy.deepcopy(lora)).eval()
-    parameters, data, total = dict(model.named_parameters()), batch(), 0.0
+    parameters, total = dict(model.named_parameters()), 0.0
     for parameter in parameters.values():
         # Products of matrices round by where their operands lie in memory, and a mapped file puts them anywhere.
         parameter.data = parameter.data.clone()
@@ -170,7 +199,9 @@ def resident(folder: Path, lora: LoraConfig, own: StreamedLM) -> tuple[float, di
     return total, {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-def compare(model: PreTrainedModel, folder: Path) -> tuple[str, str]:
+def compare(
+    model: PreTrainedModel, folder: Path, data: dict[str, torch.Tensor], too_long: Exception | None
+) -> tuple[str, str]:
     """Return how the streamed model answers, and what there is to say about it."""
     try:
         own = StreamedLM(folder, lora=adapters_of(model), micro_batch=2)
@@ -178,10 +209,16 @@ def compare(model: PreTrainedModel, folder: Path) -> tuple[str, str]:
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
         own.eval()
-        loss, found = own.gradients(batch())
+        loss, found = own.gradients(data)
     except CannotStream as error:
         return "refused", str(error).replace(f"{folder}: ", "")
-    wanted_loss, wanted = resident(folder, own.lora, own)
+    except ValueError as error:
+        if too_long is None or own.passes.pool.counts.loads:
+            raise
+        return "too long", str(error)
+    if too_long is not None:
+        return "WRONG", f"a loss where transformers raises {brief(too_long)}"
+    wanted_loss, wanted = resident(folder, own.lora, own, data)
     own.close()
     unequal = [name for name in wanted if not torch.equal(found[name], wanted[name])]
     if not unequal and loss == wanted_loss and any(gradient.any() for gradient in wanted.values()):
@@ -195,23 +232,32 @@ def compare(model: PreTrainedModel, folder: Path) -> tuple[str, str]:
     )
 
 
-def judge(kind: str, joined: bool) -> tuple[str, str]:
-    """Return the answer for an architecture: exact, refused, WRONG, CRASH or not built, with the reason."""
+def judge(kind: str, joined: bool, n_tokens: int) -> tuple[str, str]:
+    """Return the answer for an architecture: exact, refused, too long, WRONG, CRASH or not built, with the reason."""
+    too_long: Exception | None = None
     with tempfile.TemporaryDirectory() as folder:
         try:
             with within(_SECONDS):
-                model, data = build(kind), batch()
+                model, data = build(kind), batch(n_tokens)
                 model.save_pretrained(folder, save_original_format=not joined)
                 loaded = AutoModelForCausalLM.from_pretrained(folder)
-                with torch.no_grad():
-                    loaded(input_ids=data["input_ids"], attention_mask=data["attention_mask"], use_cache=False)
+                run(loaded, batch(_TOKENS))
+                try:
+                    run(loaded, data)
+                except (IndexError, RuntimeError, ValueError) as error:
+                    too_long = error
         except Exception as error:
             return "not built", brief(error)
         try:
             with within(_SECONDS):
-                return compare(model, Path(folder))
+                return compare(model, Path(folder), data, too_long)
         except Exception as error:
             return "CRASH", brief(error)
+
+
+def run(model: PreTrainedModel, data: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        model(input_ids=data["input_ids"], attention_mask=data["attention_mask"], use_cache=False)
 
 
 def brief(error: Exception) -> str:
@@ -222,6 +268,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("kinds", nargs="*", help="model types; all by default")
     arguments.add_argument("--joined", action="store_true", help="write experts joined, as they are in memory")
+    arguments.add_argument("--tokens", type=int, default=_TOKENS, help="tokens of a sample")
     options = arguments.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -229,7 +276,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     print("| model type | class | answer | why |\n|---|---|---|---|")
     for kind in options.kinds or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        answer, why = judge(kind, options.joined)
+        answer, why = judge(kind, options.joined, options.tokens)
         counts[answer] += 1
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
         print(f"| {kind} | {name} | {answer} | {why.replace('|', '/')} |", flush=True)

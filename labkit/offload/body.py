@@ -27,6 +27,7 @@ from labkit.offload.anatomy import as_found, body_of, holder_of
 from labkit.offload.draws import left_alone
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.headers import CannotStream
+from labkit.offload.lengths import WithinTables, longest_row
 from labkit.offload.shared import Shared
 from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
@@ -68,6 +69,30 @@ class Body:
         self._values = {id(b): b.clone() for module in self._around for b in module._buffers.values() if b is not None}
         self._form: Form | None = None
         self._by_ids = self._spoils = False
+        self._longest = 0
+
+    def require_length(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Refuse sequences that the model has no positions for; nothing is read and no random number drawn.
+
+        Args:
+            batch: as in `open`, with any number of samples; position_ids may stand beside.
+
+        Raises:
+            ValueError: they are too long.
+        """
+        n_tokens = batch["input_ids"].shape[1]
+        if n_tokens <= self._longest:
+            return
+        row, whole = longest_row({name: value.to(self._device) for name, value in batch.items()})
+        blank = self._blank_embedding(row["input_ids"])
+        try:
+            with self.at_rest(), torch.no_grad(), WithinTables(), self._recording(), self._embedding_by(blank):
+                self._run_body(row)
+        except (IndexError, RuntimeError) as error:
+            name = type(self._model).__name__
+            raise ValueError(f"{name} does not take sequences of {n_tokens} tokens: {error}") from error
+        if whole:
+            self._longest = n_tokens
 
     def open(self, batch: Mapping[str, torch.Tensor], **more: Any) -> Calls:
         """Run everything before the layers on a micro-batch.
@@ -123,14 +148,14 @@ class Body:
         embeds = torch.zeros(*shape, self._width, dtype=self._model.dtype, device=hidden.device)
         return {"inputs_embeds": embeds + size * ramp(embeds) if size else embeds}
 
-    def _blank_embedding(self, hidden: torch.Tensor, size: float = 0.0) -> RowEmbedding:
+    def _blank_embedding(self, like: torch.Tensor, size: float = 0.0) -> RowEmbedding:
         """Return an embedding that is the same for every id, zero by default, and reads nothing."""
 
         def rows(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            row = hidden.new_zeros(1, self._width, dtype=self._model.dtype)
+            row = like.new_zeros(1, self._width, dtype=self._model.dtype)
             return row + size * ramp(row) if size else row, torch.zeros_like(ids)
 
-        return RowEmbedding(self._model.get_input_embeddings(), rows, hidden.device)
+        return RowEmbedding(self._model.get_input_embeddings(), rows, like.device)
 
     @contextmanager
     def _recording(self, inject: torch.Tensor | None = None, between: float = 0.0) -> Iterator[Log]:

@@ -23,7 +23,7 @@ from labkit import device as machine
 from labkit.offload import assemble, persist, updates
 from labkit.offload.batches import complete, n_counted
 from labkit.offload.boundaries import Spilled
-from labkit.offload.generate import end_tokens, generate, require_prompts
+from labkit.offload.generate import end_tokens, generate, require_positions, require_prompts
 from labkit.offload.head import Batch
 from labkit.offload.headers import open_checkpoint
 from labkit.offload.planner import Plan, choose, schedule
@@ -239,6 +239,7 @@ class StreamedLM:
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         batch.pop("labels")
         require_prompts(batch, max_new_tokens)
+        require_positions(self.passes, batch, max_new_tokens)
         with self._ready(batch, "generate"), self._evaluating():
             return generate(self.passes, batch, max_new_tokens, ends)
 
@@ -338,7 +339,8 @@ class StreamedLM:
 
     @contextmanager
     def _ready(self, batch: Batch, what: str) -> Iterator[int]:
-        """Have buffers for a batch, and show progress where it takes long."""
+        """Have buffers for a batch that is not too long, and show progress where it takes long."""
+        self.passes.body.require_length({name: value for name, value in batch.items() if name != "labels"})
         chosen, passes = self.have_buffers(*batch["input_ids"].shape), self.passes
         skeleton, n_pieces = self._parts.skeleton, len(self._parts.pieces)
         n_units = len(schedule(len(skeleton.layers), skeleton.lowest_trained, n_pieces))

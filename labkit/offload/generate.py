@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
+from labkit.offload.lengths import continued
 from labkit.offload.passes import Passes, Work
 
 CACHES = ("past_key_values", "cache_params")
@@ -72,6 +73,18 @@ def require_prompts(batch: Mapping[str, torch.Tensor], max_new_tokens: int) -> N
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it is a whole number, at least 1")
     if rows := (batch["attention_mask"][:, -1] == 0).nonzero().flatten().tolist():
         raise ValueError(f"sample {rows[0]} ends with padding; prompts are padded on the left")
+
+
+def require_positions(passes: Passes, batch: Mapping[str, torch.Tensor], max_new_tokens: int) -> None:
+    """Refuse prompts that the model has no positions left for.
+
+    Raises:
+        ValueError: they and what is to follow are too long.
+    """
+    # The last token is returned and goes through the model no more.
+    whole = continued(batch, max_new_tokens - 1)
+    beside = _beside(passes.skeleton.model, whole["input_ids"], whole["attention_mask"], {})
+    passes.body.require_length(whole | {name: v for name, v in beside.items() if isinstance(v, torch.Tensor)})
 
 
 def _memory(passes: Passes) -> dict[str, DynamicCache]:

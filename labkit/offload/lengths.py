@@ -1,0 +1,39 @@
+"""How long a sequence may be: a table of positions ends somewhere, and models find that out after much reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class WithinTables(TorchFunctionMode):
+    """Look up only rows that a table has.
+
+    The processor raises IndexError by itself; on a GPU a row that is not there ends every later call of the process.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function is F.embedding:
+            rows, table = args[0], args[1]
+            if rows.numel() and int(rows.max()) >= len(table):
+                raise IndexError(f"row {int(rows.max())} of a table of {len(table)} was asked for")
+        return function(*args, **(kwargs or {}))
+
+
+def longest_row(batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return the sample of a batch with the most tokens, [1, T] each, and whether it has no padding."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids))
+    at = int(mask.sum(1).argmax())
+    return {name: value[at : at + 1].clone() for name, value in batch.items()}, bool(mask[at].all())
+
+
+def continued(batch: Mapping[str, torch.Tensor], more: int) -> dict[str, torch.Tensor]:
+    """Return prompts as they are when so many tokens have been added, [N, T + more] each."""
+    return {name: F.pad(value, (0, more), value=1) for name, value in batch.items()}
