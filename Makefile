@@ -48,7 +48,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "labkit needs Python 3.11 or newer; found: $(PYTHON). Set PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "installing the locked versions into $(VENV) (about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab,track]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[reports,lab,track,dev]'
 	install -D -m 644 notebooks/jupyterlab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json
 	@git config filter.labkit-notebook.clean '$(STRIP)' || echo "no git repository here: notebooks are kept as they are saved"
 	@touch $@

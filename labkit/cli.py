@@ -144,6 +144,16 @@ def doctor(report: Report, hw: Hardware = "cpu") -> None:
 
 
 @app.command()
+def new(name: Annotated[str, typer.Argument(help="Name of the report, such as my_report.")]) -> None:
+    """Begin a report: write a folder, a notebook, parameters and a test that work, with a toy claim."""
+    from labkit.workflow import skeleton
+
+    for path in skeleton.new(name):
+        console.print(f"wrote {path}")
+    console.print(f"`make {name} HW=ci` runs it; `labkit evidence sign {name}.estimate` records its golden")
+
+
+@app.command()
 def params(report: Report, hw: Hardware = "cpu", param: Overrides = None) -> None:
     """Print the resolved parameters as YAML that plain `papermill -f` reads."""
     from labkit.workflow.params import resolve

@@ -461,7 +461,7 @@ def test_headlines_are_sentences_with_the_verdict_of_their_row(tmp_path):
 def test_a_defect_names_rows_that_contradict_their_source_and_each_row_stands_once():
     for path in claims.ledgers():
         bad = {one.claim for one in audit.audit(path) if one.kind == "contradiction"}
-        rows = [row for one in claims.defects(path.stem) for row in one.rows]
+        rows = [row for one in claims.defects(audit.report_of(path)) for row in one.rows]
         assert sorted(rows) == sorted(bad), path.stem
 
 

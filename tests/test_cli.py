@@ -87,14 +87,14 @@ def test_a_notebook_that_raises_exits_with_1_and_no_traceback(labkit, tmp_path, 
     shutil.copytree(REPOSITORY / "params", tmp_path / "clone" / "params")
     (tmp_path / "clone" / "notebooks").mkdir()
     notebook = (REPOSITORY / "notebooks" / "00_claims.ipynb").read_text()
-    broken = notebook.replace("from labkit.ledger import claims; from labkit.workflow import figures, record", "1 / 0")
+    broken = notebook.replace("from labkit.workflow.judged import judge_profile", "1 / 0")
     assert broken != notebook
     (tmp_path / "clone" / "notebooks" / "00_claims.ipynb").write_text(broken)
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "clone"))
     code, out, err = labkit("run", "claims", "--hw", "ci")
     assert code == 1
     assert out.startswith("claims on ci: ")
-    assert "labkit: cell [5] of claims raised ZeroDivisionError: division by zero\nsee " in err
+    assert "labkit: cell [4] of claims raised ZeroDivisionError: division by zero\nsee " in err
     assert "Traceback" not in err
 
 

@@ -140,7 +140,7 @@ def test_a_fresh_clone_installs_the_lock_first(clone):
     (clone / ".venv" / "ready").unlink()
     lines = would_run(clone, "figures", "HW=ci")
     install = next(i for i, line in enumerate(lines) if "pip install" in line)
-    assert "-c constraints.txt -e '.[dev,lab,track]'" in lines[install]
+    assert "-c constraints.txt -e '.[reports,lab,track,dev]'" in lines[install]
     assert "overrides.json" in lines[install + 1]
     assert lines[install + 2].startswith("git config filter.labkit-notebook.clean ")
     assert lines[install + 3 :] == ["touch .venv/ready", RUN["size_inertia"], RUN["scaling_grid"], RUN["claims"]]

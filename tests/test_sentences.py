@@ -127,7 +127,7 @@ def quoted(report: str) -> list[tuple[str, str]]:
     """Numbers that the notebook of a report and README's line on it quote, each with the place."""
     texts = [cell for cell in read(paths.notebook(report)).cells if cell.cell_type == "markdown"]
     found = [(cell.id, number) for cell in texts for number in NUMBER.findall(prose(cell.source))]
-    table = (paths.root() / "README.md").read_text(encoding="utf-8").split("## Two commands")[0]
+    table = (paths.root() / "README.md").read_text(encoding="utf-8").partition("## The four reports")[2]
     (line,) = re.findall(rf"^\| 0\d\d {report.replace('_', ' ')} \| ([^|]+) \|", table, re.MULTILINE)
     return found + [("README.md", number) for number in NUMBER.findall(line)]
 

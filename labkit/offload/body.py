@@ -27,7 +27,7 @@ from labkit.offload.anatomy import as_found, body_of, holder_of
 from labkit.offload.draws import left_alone
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.headers import CannotStream
-from labkit.offload.lengths import WithinTables, longest_row
+from labkit.offload.lengths import WithinTables, longest_row, require_rows
 from labkit.offload.shared import Shared
 from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
@@ -86,8 +86,10 @@ class Body:
         row, whole = longest_row({name: value.to(self._device) for name, value in batch.items()})
         blank = self._blank_embedding(row["input_ids"])
         try:
-            with self.at_rest(), torch.no_grad(), WithinTables(), self._recording(), self._embedding_by(blank):
+            with self.at_rest(), torch.no_grad(), WithinTables(), self._recording() as log, self._embedding_by(blank):
                 self._run_body(row)
+            n_positions = getattr(self._model.config, "max_position_embeddings", None)
+            require_rows(self._layers[0], n_positions, log.arguments[0][1])
         except (IndexError, RuntimeError) as error:
             name = type(self._model).__name__
             raise ValueError(f"{name} does not take sequences of {n_tokens} tokens: {error}") from error

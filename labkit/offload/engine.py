@@ -25,8 +25,8 @@ from labkit.offload.batches import complete, n_counted
 from labkit.offload.boundaries import Spilled
 from labkit.offload.generate import end_tokens, generate, require_positions, require_prompts
 from labkit.offload.head import Batch
-from labkit.offload.headers import open_checkpoint
-from labkit.offload.planner import Plan, choose, schedule
+from labkit.offload.headers import CannotStream, open_checkpoint
+from labkit.offload.planner import Plan, Rates, Request, choose, schedule
 from labkit.offload.planning import budget, check_choices
 from labkit.offload.readers import Way
 from labkit.offload.step_report import Meter, StepReport
@@ -135,15 +135,25 @@ class StreamedLM:
 
         Raises:
             TooSmall: it does not fit into the budget.
+            ValueError: the model has no positions for so many tokens.
         """
         shape = (batch_size, seq_len)
         if shape not in self._plans:
             rates = assemble.rates_of(self._parts, self.trial, self.reader, batch_size * seq_len)
-            request = assemble.request_for(self._parts, self.reader, batch_size, seq_len, rates)
+            request = self._request_for(batch_size, seq_len, rates)
             self._learned_masks = request.footprint.learned_masks
             made = self._choices | self._resumed_choices.get(f"{batch_size}x{seq_len}", {})
             self._plans[shape] = choose(request, self._budget, **made)
         return self._plans[shape]
+
+    def _request_for(self, batch_size: int, seq_len: int, rates: Rates) -> Request:
+        try:
+            return assemble.request_for(self._parts, self.reader, batch_size, seq_len, rates)
+        except CannotStream as error:
+            if not self._plans:
+                raise
+            name, why = type(self._parts.skeleton.model).__name__, error.__cause__ or error
+            raise ValueError(f"{name} does not take sequences of {seq_len} tokens: {why}") from error
 
     def gradients(self, batch: Batch, *, step: int | None = None) -> tuple[float, dict[str, torch.Tensor]]:
         """Return the mean loss over all labelled tokens of a batch, in nats, and its gradient by every adapter.

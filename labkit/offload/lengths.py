@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +25,21 @@ class WithinTables(TorchFunctionMode):
             if rows.numel() and int(rows.max()) >= len(table):
                 raise IndexError(f"row {int(rows.max())} of a table of {len(table)} was asked for")
         return function(*args, **(kwargs or {}))
+
+
+def require_rows(layer: nn.Module, n_positions: int | None, called_with: Mapping[str, Any]) -> None:
+    """Raise IndexError where a layer looks positions up in a table of its own (GPT-J, CodeGen) and it ends before them.
+
+    Args:
+        layer: one of them; all have the same.
+        n_positions: what the configuration says; a buffer of two axes with so many rows is such a table.
+        called_with: keyword arguments of the layer.
+    """
+    positions = called_with.get("position_ids")
+    if positions is None or not any(b.dim() == 2 and len(b) == n_positions for b in layer.buffers()):
+        return
+    if int(positions.max()) >= n_positions:
+        raise IndexError(f"row {int(positions.max())} of a table of {n_positions} was asked for")
 
 
 def longest_row(batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:

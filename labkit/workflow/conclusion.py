@@ -17,15 +17,21 @@ from labkit.ledger.audit import Defect, report_of
 from labkit.ledger.verdict import Verdict
 from labkit.workflow.judged import judge_profile
 
+HOLDS, FAILS = "Holds", "Does not hold"
 GROUPS: dict[str, tuple[Verdict, ...]] = {
-    "Holds": (Verdict.REPRODUCED,),
-    "Does not hold": (Verdict.CONTRADICTED, Verdict.INCONSISTENT),
+    HOLDS: (Verdict.REPRODUCED,),
+    FAILS: (Verdict.CONTRADICTED, Verdict.INCONSISTENT),
     "Undecided here": (Verdict.UNDECIDED, Verdict.NOT_EXERCISED),
     "Agrees with the report's other numbers, and no run measures it": (Verdict.AUDITED, Verdict.INPUT),
     "Out of reach of this profile": (Verdict.OUT_OF_REACH,),
     "Not measured on this profile": (Verdict.NOT_ATTEMPTED, Verdict.STALE),
 }
 """Headings by the verdicts below them, in the order in which a reader wants them."""
+
+
+def group_of(verdict: str) -> str:
+    """Return the heading that a verdict stands below."""
+    return next(heading for heading, verdicts in GROUPS.items() if verdict in verdicts)
 
 
 def of(judged: pd.DataFrame) -> str:

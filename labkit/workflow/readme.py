@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from labkit.base import paths
-from labkit.base.files import write_atomically
+from labkit.base.files import read_json, write_atomically
 from labkit.ledger import claims
+from labkit.ledger.audit import report_of
 from labkit.workflow import conclusion
 from labkit.workflow.judged import judge_profile
 
@@ -32,7 +34,27 @@ def verdict_counts() -> str:
     )
 
 
+def answers() -> str:
+    """Return for each report its question, with how many of its headlines hold, do not, and are not decided."""
+    judged = claims.headlines(judge_profile(PROFILES[0])).set_index("claim")["verdict"]
+    lines = [f"| question | hold on `{PROFILES[0]}` | do not hold | not decided |", "|---|---|---|---|"]
+    for report in map(report_of, claims.ledgers()):
+        ids = [claim.id for claim in claims.load(report) if claim.headline]
+        groups = [conclusion.group_of(judged[name]) for name in ids]
+        holds, fails = (groups.count(heading) for heading in (conclusion.HOLDS, conclusion.FAILS))
+        page = paths.figures_of(Path("."), PROFILES[0], report) / "notebook.ipynb"
+        lines.append(f"| [{_question(report)}]({page}) | {holds} | {fails} | {len(ids) - holds - fails} |")
+    return "\n".join(lines)
+
+
+def _question(report: str) -> str:
+    """Return the heading of a report's notebook, which asks what it answers."""
+    first = read_json(paths.notebook(report), "cells", remedy="`git checkout` brings it back")["cells"][0]
+    return "".join(first["source"]).splitlines()[0].removeprefix("# ")
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "reports": answers,
     "headlines": lambda: conclusion.table(PROFILES),
     "defects": lambda: conclusion.defect_list(GRAVEST),
     "verdicts": verdict_counts,

@@ -48,7 +48,8 @@ class Shown:
     @property
     def sentence(self) -> str:
         """What is the same in every row; empty if nothing is."""
-        said = "; ".join(f"{words(name)} {text(value)}" for name, value in self.constant.items())
+        held = {words(name): text(value) for name, value in self.constant.items()}
+        said = "; ".join(f"{name} {value}" for name, value in held.items() if value not in ("", "–"))
         return f"In every row: {said}." if said else ""
 
     def _repr_html_(self) -> str:

@@ -291,7 +291,9 @@ def test_another_profile_is_chosen_in_the_running_kernel(lab: Lab, page: Page) -
     expect(cells.nth(1)).to_contain_text("The cells below run on cpu", timeout=30_000)
     expect(cells.nth(1)).to_contain_text("scaling_grid on cpu: reduced scale")
     run_cell(page, cells.nth(2))
-    expect(cells.nth(2).locator("tr", has_text="d_model").locator("td").nth(1)).to_have_text("32, 64, 96", timeout=60_000)
+    expect(cells.nth(2).locator("tr", has_text="d_model").locator("td").nth(1)).to_have_text(
+        "32, 64, 96", timeout=60_000
+    )
 
 
 def run_cell(page: Page, cell: Locator) -> None:

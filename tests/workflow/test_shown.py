@@ -66,5 +66,11 @@ def test_a_single_row_keeps_its_columns_and_an_empty_table_says_so() -> None:
     assert list(Shown(same).rows) == ["a", "b"]
 
 
+def test_a_column_that_holds_nothing_is_left_out_without_a_word() -> None:
+    shown = Shown(pd.DataFrame({"a": [1, 2], "unit": ["", ""], "x": [None, None]}))
+    assert list(shown.rows) == ["a"]
+    assert shown.sentence == ""
+
+
 def test_two_renderings_are_equal() -> None:
     assert Shown(table())._repr_html_() == Shown(table())._repr_html_()

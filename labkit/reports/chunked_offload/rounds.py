@@ -26,9 +26,11 @@ from labkit.offload.readers import disk_bytes_read
 from labkit.reports.chunked_offload import speed
 from labkit.reports.chunked_offload.speed import SpeedSpec
 
-_COPIED = 16 * MIB
-"""What is copied to see whether the machine is still the same; twice this is left free by the plan."""
-_COPIES = 9
+_COPIED = 64 * MIB
+"""What is copied to see whether the machine is still the same, more than a processor's cache holds; twice this is left
+free by the plan."""
+_COPIES = 201
+"""How often: about a second, so that a pause of the machine is no disturbance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class RoundsSpec:
 
 @cell(
     "offload.rounds",
-    version=1,
+    version=2,
     packages=("transformers", "peft"),
     timing=(
         *("seconds", "stalled_seconds", "read_seconds", "compute_seconds", "peak_bytes", "disk_bytes"),
