@@ -67,11 +67,11 @@ GUARD = """
 import sys
 from importlib.machinery import PathFinder
 ALLOWED, OURS = set({allowed!r}), {ours!r}
-class Guard:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+class Guard(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        return None if top in OURS and top not in ALLOWED else PathFinder.find_spec(name, path, target)
+        return None if top in OURS and top not in ALLOWED else super().find_spec(name, path, target)
 sys.meta_path[:] = [Guard if finder is PathFinder else finder for finder in sys.meta_path]
 """
 """Hides packages, also from those that look which others are there."""
