@@ -50,6 +50,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[reports,lab,track,dev]'
 	install -D -m 644 notebooks/jupyterlab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json
+	install -D -m 644 notebooks/jupyter_server_config.json $(VENV)/etc/jupyter/jupyter_server_config.json
 	@git config filter.labkit-notebook.clean '$(STRIP)' || echo "no git repository here: notebooks are kept as they are saved"
 	@touch $@
 

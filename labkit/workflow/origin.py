@@ -64,7 +64,8 @@ def git_state() -> dict[str, Any]:
     A run replaces figures that are tracked: what computes the next report is still the commit.
     """
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!figures") if commit else None
+    # Not `git status`: it takes a notebook that was saved with outputs for a changed one, whatever the filter strips.
+    changed = git("diff", "--name-only", "HEAD", "--", ".", ":!figures") if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 

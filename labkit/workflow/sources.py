@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from labkit.base.files import sha256_of
 
@@ -46,6 +49,25 @@ def stripped(notebook: str) -> str:
         if _KEPT in cell.metadata.get("tags", []) and cell.outputs:
             cell.execution_count = 1
     return nbformat.writes(document).rstrip("\n") + "\n"
+
+
+def after_save(*, model: Mapping[str, Any], os_path: str, **about: Any) -> None:
+    """Tell git that a notebook of which only outputs changed is as it was; Jupyter calls it after every save.
+
+    Git takes a file of another size for a changed one until it is added, whatever its filter makes of it.
+    """
+    path = Path(os_path)
+    if model["type"] == "notebook" and _git(path, "diff", "--quiet"):
+        _git(path, "update-index")
+
+
+def _git(path: Path, *command: str) -> bool:
+    """Say whether git does something with a file, and does it without a fault."""
+    try:
+        done = subprocess.run(["git", *command, "--", path.name], cwd=path.parent, capture_output=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def main() -> int:

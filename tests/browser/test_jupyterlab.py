@@ -89,10 +89,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory, chromium_path: str, ci_output:
 
 def commit(root: Path) -> None:
     """Make a repository of the notebooks, with the filter that `make setup` gives to git."""
-    shutil.copy(paths.root() / ".gitattributes", root)
+    for name in (".gitattributes", ".gitignore"):
+        shutil.copy(paths.root() / name, root)
     who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false"]
     clean = ["config", "filter.labkit-notebook.clean", f"{sys.executable} -m labkit.workflow.sources"]
-    added = ["add", ".gitattributes", "notebooks"]
+    added = ["add", ".gitattributes", ".gitignore", "notebooks"]
     for given in (["init", "--quiet"], clean, added, [*who, "commit", "--quiet", "-m", "as they are"]):
         subprocess.run(["git", *given], cwd=root, check=True)
 
@@ -220,13 +221,20 @@ def stop(page: Page, work: str) -> None:
 
 def save(page: Page, lab: Lab, name: str) -> None:
     """Save a notebook that has run: the file has its outputs, and for git nothing has changed."""
-    choose_from_menu(page, "File", "Save Notebook")
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(r"^Save Notebook(?! As)")).click()
     path, end = lab.screenshots / "notebooks" / f"{name}.ipynb", time.monotonic() + 60
     while '"execution_count": 1,' not in path.read_text() and time.monotonic() < end:
         page.wait_for_timeout(500)
     assert '"execution_count": 1,' in path.read_text(), "it was not saved"
+    while changed(lab.screenshots) and time.monotonic() < end:
+        page.wait_for_timeout(500)
+    assert changed(lab.screenshots) == ""
+
+
+def changed(root: Path) -> str:
     state = ["git", "status", "--porcelain", "notebooks"]
-    assert subprocess.run(state, cwd=lab.screenshots, check=True, capture_output=True, text=True).stdout == ""
+    return subprocess.run(state, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def see_figures(page: Page, names: list[str]) -> None:

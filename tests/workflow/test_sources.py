@@ -11,7 +11,7 @@ import pytest
 from nbformat import v4
 
 from labkit.base import paths
-from labkit.workflow.sources import source_hash, stripped, written
+from labkit.workflow.sources import after_save, source_hash, stripped, written
 
 REPOSITORY = paths.root()
 KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -76,6 +76,24 @@ def test_a_saved_notebook_leaves_the_checkout_clean_and_an_edited_cell_does_not(
     edited = saved_by_jupyterlab(notebook())
     edited.cells[1].source = "1 + 2"
     assert "1 + 2" in stripped(text(edited))
+
+
+def test_git_is_told_of_a_save_that_changed_nothing_but_outputs(checkout: Path) -> None:
+    path = checkout / "notebooks" / "00_a.ipynb"
+    path.write_text(text(saved_by_jupyterlab(notebook())))
+    assert status(checkout) == " M notebooks/00_a.ipynb\n", "git looks at its size"
+    after_save(model={"type": "notebook"}, os_path=str(path), contents_manager=None)
+    assert status(checkout) == ""
+    edited = saved_by_jupyterlab(notebook())
+    edited.cells[1].source = "1 + 2 + 3"
+    path.write_text(text(edited))
+    after_save(model={"type": "notebook"}, os_path=str(path), contents_manager=None)
+    assert status(checkout) == " M notebooks/00_a.ipynb\n", "an edit stays one, and is not staged"
+
+
+def status(root: Path) -> str:
+    shown = ["git", "status", "--porcelain"]
+    return subprocess.run(shown, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def test_make_sets_the_filter_that_the_repository_names() -> None:
