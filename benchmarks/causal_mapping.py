@@ -40,7 +40,7 @@ from labkit.offload.head import IGNORED, token_loss
 from labkit.offload.skeleton import find_layers
 
 _SECONDS = 60
-_MOST_PARAMETERS = 4_000_000
+_MOST_PARAMETERS = 8_000_000
 _ROUNDING = 1e-5
 _VOCABULARY, _LAYERS, _TOKENS = 97, 4, 12
 _READ = ("mamba.out_proj", "mixer.out_proj")
@@ -85,10 +85,11 @@ _ROC = {"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 50, "shape_em
 _OWN: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "dots3_note_text": {"num_key_value_heads": 4, "index_n_heads": 2, "layer_types": ["full_attention"] * _LAYERS},
     "gemma3n_text": _SHARING,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "longcat_flash": {"zero_expert_num": 2, "num_key_value_heads": 4},
+    "longcat_flash": {"zero_expert_num": 2, "num_key_value_heads": 4, "moe_topk": 2},
     "mamba2": {"num_heads": 8},
     "qwen4_exp_text": {**_INDEXER, "indexer_compress_ratio": 4, "hc_lowrank": 8, "ple_layer_ids": []},
     "reformer": {
@@ -127,6 +128,8 @@ def tiny(kind: str) -> PreTrainedConfig:
         own["head_dim"], own["num_key_value_heads"] = own["qk_rope_head_dim"], own["num_attention_heads"]
     parts = {name: shrunk(part) for name, part in config_class().to_dict().items() if isinstance(part, dict)}
     inner = {name: part for name, part in parts.items() if name in getattr(config_class, "sub_configs", {})}
+    if text := _OWN.get(f"{kind}_text"):
+        inner["text_config"] = inner.get("text_config", {}) | text
     return config_class(**own | inner | _OWN.get(kind, {}))
 
 

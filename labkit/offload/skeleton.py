@@ -182,12 +182,14 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder layers of a causal LM.
 
     Raises:
-        CannotStream: no list of modules is as long as the configuration says, or several are.
+        CannotStream: no list of modules is as long as the configuration says, or several are, or it says nothing.
     """
     text = model.config.get_text_config()
     # Where an encoder and a decoder have one configuration, a causal LM is the decoder.
     named = [getattr(text, name, None) for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers")]
-    n_layers = next(n for n in named if n)
+    n_layers = next(filter(None, named), None)
+    if n_layers is None:
+        raise CannotStream(f"the configuration of {type(model).__name__} does not say how many layers it has")
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     found = [m for m in lists if not any(m in other.modules() for other in lists if other is not m)]
     if len(found) > 1:

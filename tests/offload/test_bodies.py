@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from labkit.offload import CannotStream, StreamedLM
 from labkit.offload.shared import Shared
+from labkit.offload.skeleton import find_layers
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 8}
@@ -189,3 +190,11 @@ def test_what_would_be_spoilt_for_others_is_refused(spoils: str, why: str, tmp_p
     lora = spoiling(tmp_path, spoils)
     with pytest.raises(CannotStream, match=why):
         StreamedLM(tmp_path, lora=lora)
+
+
+def test_a_configuration_without_a_number_of_layers_is_refused() -> None:
+    """BLT has several stacks, each with a configuration of its own, and none of the whole."""
+    model = LlamaForCausalLM(LlamaConfig(**CONFIGS["llama"]))
+    model.config.num_hidden_layers = 0
+    with pytest.raises(CannotStream, match="does not say how many layers it has"):
+        find_layers(model)
