@@ -142,8 +142,9 @@ def test_a_fresh_clone_installs_the_lock_first(clone):
     install = next(i for i, line in enumerate(lines) if "pip install" in line)
     assert "-c constraints.txt -e '.[reports,lab,track,dev]'" in lines[install]
     assert "overrides.json" in lines[install + 1]
-    assert lines[install + 2].startswith("git config filter.labkit-notebook.clean ")
-    assert lines[install + 3 :] == ["touch .venv/ready", RUN["size_inertia"], RUN["scaling_grid"], RUN["claims"]]
+    assert "jupyter_server_config.json" in lines[install + 2]
+    assert lines[install + 3].startswith("git config filter.labkit-notebook.clean ")
+    assert lines[install + 4 :] == ["touch .venv/ready", RUN["size_inertia"], RUN["scaling_grid"], RUN["claims"]]
 
 
 def test_a_changed_lock_installs_again_but_runs_nothing_again(all_done):

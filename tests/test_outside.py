@@ -89,13 +89,13 @@ def test_cells_are_kept_in_the_folder_a_grid_is_started_in(outside: Path, tmp_pa
 def test_a_grid_from_standard_input_is_told_at_once_to_become_a_file(tmp_path: Path) -> None:
     program = """
 from labkit.workflow import params
-from labkit.scaling import grid
+from labkit.reports.scaling_grid import study
 
 def measured(*_):
     raise SystemExit("the baselines were measured first")
 
-grid.needed = measured
-grid.run_grid(params.resolve("scaling_grid", "ci", {"d_model": [8], "n_layers": [1], "isoflop_budgets": []}))
+study.needed = measured
+study.run_grid(params.resolve("scaling_grid", "ci", {"d_model": [8], "n_layers": [1], "isoflop_budgets": []}))
 """
     own = os.environ | {"LABKIT_OUTPUT": str(tmp_path)}
     done = subprocess.run([sys.executable, "-"], input=program, env=own, capture_output=True, text=True, timeout=120)

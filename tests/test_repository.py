@@ -120,7 +120,7 @@ def test_outside_the_parts_that_are_made_the_readme_states_no_result_of_a_report
 
 
 def test_a_part_without_its_markers_is_named():
-    with pytest.raises(ValueError, match="no part between <!-- headlines:begin -->"):
+    with pytest.raises(ValueError, match="no part between <!-- reports:begin -->"):
         readme.fill("nothing")
 
 

@@ -32,6 +32,10 @@ from labkit.offload.shared import Shared
 from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
 
+_ASKED = 4
+"""Tokens that the body is asked with when it is taken apart; it takes as many."""
+
+
 @dataclass(slots=True)
 class Calls:
     """What the layers were called with for one micro-batch."""
@@ -91,6 +95,8 @@ class Body:
             n_positions = getattr(self._model.config, "max_position_embeddings", None)
             require_rows(self._layers[0], n_positions, log.arguments[0][1])
         except (IndexError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or n_tokens <= _ASKED:
+                raise
             name = type(self._model).__name__
             raise ValueError(f"{name} does not take sequences of {n_tokens} tokens: {error}") from error
         if whole:
@@ -193,7 +199,7 @@ class Body:
 
         The hidden states that it was given, of four tokens, are returned as well.
         """
-        ids = torch.zeros(1, 4, dtype=torch.long, device=self._device)
+        ids = torch.zeros(1, _ASKED, dtype=torch.long, device=self._device)
         with self._recording() as log, self._embedding_by(self._embedding):
             try:
                 self._run_body({"input_ids": ids})

@@ -6,7 +6,7 @@ from labkit.base.lazy import exports
 
 _HOMES = {
     "energy_table": "economics",
-    "replay": "replay",
+    "replay": "replays",
 }
 """Module of each public name, imported when it is asked for."""
 __all__ = [*_HOMES]

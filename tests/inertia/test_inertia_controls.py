@@ -15,7 +15,7 @@ from labkit.dpo import evaluate, preferences
 from labkit.reports.size_inertia.surface import word_scores
 from labkit.routing.answer_table import AnswerTable
 from labkit.routing.policies import Learned, Routes
-from labkit.routing.replay import gain_over_best, replay
+from labkit.routing.replays import gain_over_best, replay
 
 N_QUESTIONS = 1000
 ERRORS = 0.2

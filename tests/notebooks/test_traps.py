@@ -106,7 +106,7 @@ def test_a_misspelt_name_given_to_plain_papermill_stops_the_notebook_by_name(rep
             progress_bar=False,
         )
     assert caught.value.evalue == f"injected-parameters: unknown key '{nearest}z'; did you mean '{nearest}'?"
-    assert "params.collect" in caught.value.source
+    assert "lab.begin" in caught.value.source
 
 
 def test_a_misspelt_name_given_to_labkit_exits_with_2_before_anything_starts(

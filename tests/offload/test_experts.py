@@ -115,7 +115,7 @@ def test_every_value_comes_to_lie_where_transformers_puts_it(tmp_path: Path) -> 
     small("mixtral", EXPERTS["mixtral"], torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     own = StreamedLM(tmp_path)
-    with own._ready({"input_ids": torch.zeros(1, 1)}, "look"), own.passes.pool.hold(1) as slot:
+    with own._ready({"input_ids": torch.zeros(1, 1, dtype=torch.long)}, "look"), own.passes.pool.hold(1) as slot:
         views = own.passes.store.views(1, slot.memory)
         theirs = dict(loaded.model.layers[1].named_parameters())
         assert views.keys() == theirs.keys()

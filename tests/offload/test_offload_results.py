@@ -169,7 +169,7 @@ def test_every_figure_draws_the_rows_it_returns() -> None:
     for figure, rows in drawings():
         assert len(rows)
         assert all(axes.get_xlabel() for axes in figure.axes)
-    seconds = drawings()[0][1]
+    _, seconds = drawings()[0]
     here = seconds[seconds["series"] == "here"]["seconds_per_sample"]
     assert np.isfinite(here).all()
     assert len(here) == len(timed((1, 8, 32))["rows"])

@@ -140,7 +140,7 @@ NOTHING_STALE = {
     "an annotation": every_annotation_of_results("labkit/scaling/train.py"),
     "the name of a private function": replace("labkit/scaling/train.py", "_thin(", "_points_of(", times=2),
     "a moved module": moved_module,
-    "a caption": replace("notebooks/04_scaling_grid.ipynb", "Loss against width.", "Width."),
+    "a caption": replace("labkit/reports/scaling_grid/plots.py", "Loss against width.", "Width."),
     "the colour of a plot": replace(
         "labkit/workflow/figures.py", "(0, 3, 2, 4, 1, 5, 9, 7, 6, 8)", "(3, 0, 2, 4, 1, 5, 9, 7, 6, 8)"
     ),

@@ -15,7 +15,7 @@ from labkit.reports.size_inertia.study import Study
 from labkit.routing import deciding, economics
 from labkit.routing import replay as routing
 from labkit.routing.answer_table import answer_table
-from labkit.routing.replay import CannotRoute, Replay
+from labkit.routing.replays import CannotRoute, Replay
 
 CURVE_POLICY = routing.RandomShare().name
 """The policy whose curve is the line to beat."""
