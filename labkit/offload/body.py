@@ -31,7 +31,6 @@ from labkit.offload.lengths import WithinTables, longest_row, require_rows
 from labkit.offload.shared import Shared
 from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
-
 _ASKED = 4
 """Tokens that the body is asked with when it is taken apart; it takes as many."""
 
