@@ -19,7 +19,7 @@ import pytest
 
 from labkit.reports.size_inertia.matrix import COLUMNS, frame
 from labkit.routing import deciding, questions
-from labkit.routing import replay as routing
+from labkit.routing import replays as routing
 from labkit.routing.answer_table import AnswerTable, answer_table
 from labkit.routing.replays import (
     BestSingle,

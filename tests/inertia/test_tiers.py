@@ -13,7 +13,7 @@ import pytest
 
 from labkit.reports.size_inertia import generated, tiers
 from labkit.routing import deciding, questions
-from labkit.routing import replay as routing
+from labkit.routing import replays as routing
 from labkit.routing.answer_table import AnswerTable
 from labkit.routing.policies import Routes, _between
 from labkit.workflow import params

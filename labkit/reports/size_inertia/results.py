@@ -21,7 +21,7 @@ from labkit.reports.size_inertia.cost import REPORTED
 from labkit.reports.size_inertia.coverage import CoverageSpec
 from labkit.reports.size_inertia.study import Study
 from labkit.routing import deciding, policies
-from labkit.routing import replay as routing
+from labkit.routing import replays as routing
 from labkit.workflow.measured import Number, number
 from labkit.workflow.params import scale, stated_scope
 

@@ -13,7 +13,7 @@ from labkit.reports.size_inertia import tiers
 from labkit.reports.size_inertia.matrix import to_matrix
 from labkit.reports.size_inertia.study import Study
 from labkit.routing import deciding, economics
-from labkit.routing import replay as routing
+from labkit.routing import replays as routing
 from labkit.routing.answer_table import answer_table
 from labkit.routing.replays import CannotRoute, Replay
 
