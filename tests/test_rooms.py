@@ -12,8 +12,6 @@ from labkit.workflow.report import reports
 
 SHARED = {"base", "cell", "corpora", "device", "metrics", "models", "progress", "stats", "track", "training"}
 LIBRARIES = {"offload", "hybrid", "scaling", "dpo", "decoding", "routing"}
-EXPLORE = "labkit.reports.explore"
-"""Hands on the explorer of every report."""
 
 
 def room(module: str) -> str:
@@ -33,7 +31,7 @@ def may(importer: str, imported: str) -> bool:
         return not own
     if own == "reports":
         same = report_of(importer) == report_of(imported)
-        return other != "reports" or importer == EXPLORE or same
+        return other != "reports" or same
     if own == other:
         return True
     if own == "ledger":
@@ -76,7 +74,7 @@ def test_no_import_crosses_a_line() -> None:
         ("labkit.workflow.run", "labkit.offload.engine", False),
         ("labkit.reports.size_inertia.study", "labkit.workflow.cells", True),
         ("labkit.reports.size_inertia.study", "labkit.reports.scaling_grid.params", False),
-        ("labkit.reports.explore", "labkit.reports.scaling_grid.params", True),
+        ("labkit.reports.explore", "labkit.reports.scaling_grid.params", False),
         ("labkit.offload.engine", "labkit.cli", False),
         ("labkit.cli", "labkit.workflow.run", True),
     ],

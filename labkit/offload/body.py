@@ -27,7 +27,7 @@ from labkit.offload.anatomy import as_found, body_of, holder_of
 from labkit.offload.draws import left_alone
 from labkit.offload.grouped import GroupedShapes
 from labkit.offload.headers import CannotStream
-from labkit.offload.lengths import WithinTables, longest_row, require_rows
+from labkit.offload.lengths import WithinTables, longest_row, require_rows, too_long
 from labkit.offload.shared import Shared
 from labkit.offload.stand_ins import Form, Log, Recorder, RowEmbedding, Rows, alike, ramp, without_cache
 
@@ -96,8 +96,7 @@ class Body:
         except (IndexError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or n_tokens <= _ASKED:
                 raise
-            name = type(self._model).__name__
-            raise ValueError(f"{name} does not take sequences of {n_tokens} tokens: {error}") from error
+            raise too_long(self._model, n_tokens, error) from error
         if whole:
             self._longest = n_tokens
 

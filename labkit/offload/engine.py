@@ -26,6 +26,7 @@ from labkit.offload.boundaries import Spilled
 from labkit.offload.generate import end_tokens, generate, require_positions, require_prompts
 from labkit.offload.head import Batch
 from labkit.offload.headers import CannotStream, open_checkpoint
+from labkit.offload.lengths import too_long
 from labkit.offload.planner import Plan, Rates, Request, choose, schedule
 from labkit.offload.planning import budget, check_choices
 from labkit.offload.readers import Way
@@ -152,8 +153,7 @@ class StreamedLM:
         except CannotStream as error:
             if not self._plans:
                 raise
-            name, why = type(self._parts.skeleton.model).__name__, error.__cause__ or error
-            raise ValueError(f"{name} does not take sequences of {seq_len} tokens: {why}") from error
+            raise too_long(self._parts.skeleton.model, seq_len, error.__cause__ or error) from error
 
     def gradients(self, batch: Batch, *, step: int | None = None) -> tuple[float, dict[str, torch.Tensor]]:
         """Return the mean loss over all labelled tokens of a batch, in nats, and its gradient by every adapter.

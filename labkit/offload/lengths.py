@@ -11,6 +11,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
+def too_long(model: nn.Module, n_tokens: int, why: object) -> ValueError:
+    """Return what is raised where a model does not take so many tokens."""
+    return ValueError(f"{type(model).__name__} does not take sequences of {n_tokens} tokens: {why}")
+
+
 class WithinTables(TorchFunctionMode):
     """Look up only rows that a table has.
 

@@ -8,17 +8,24 @@ print(explore.law())     # anywhere: the same answer as text
 
 from __future__ import annotations
 
-from labkit.base.lazy import exports
+from collections.abc import Callable
 
-_HOMES = {
-    "Explorer": "workflow.panel",
-    "inertia": "reports.size_inertia.explorer",
-    "offload": "reports.chunked_offload.explorer",
-    "phases": "reports.predict_phase.explorer",
-    "law": "reports.scaling_grid.explorer",
-    "ledger": "reports.claims.explorer",
-}
-"""Module of each public name, imported when it is asked for."""
-__all__ = [*_HOMES]
+from labkit.workflow.panel import Explorer
+from labkit.workflow.report import Report, reports
 
-__getattr__, __dir__ = exports(__name__, _HOMES, within="labkit")
+
+def _explorers() -> dict[str, Report]:
+    """Return the reports that have an explorer, by the name of its function."""
+    return {one.explorer.partition(":")[2]: one for one in reports().values() if one.explorer}
+
+
+def __getattr__(name: str) -> Callable[..., Explorer]:
+    """Import an explorer when it is asked for: some count parameters of models."""
+    found = _explorers()
+    if name not in found:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {', '.join(found)}")
+    return found[name].function(found[name].explorer)
+
+
+def __dir__() -> list[str]:
+    return sorted(_explorers())

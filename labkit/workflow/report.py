@@ -33,6 +33,8 @@ class Report:
     """Walks through its cells; empty for a report that computes nothing."""
     cost: str = ""
     """Says beforehand what a run takes; empty for a report that computes nothing."""
+    explorer: str = ""
+    """Returns an `Explorer` of what is on record; `labkit.reports.explore` has it under the function's name."""
     needs: str = ""
     """Looks at what only this report needs, and returns `labkit.workflow.doctor.Check`s; empty if that is nothing."""
     texts: Callable[[Any], Sequence[str]] = _none

@@ -20,7 +20,8 @@ from labkit.offload.isolated import run_isolated
 from labkit.offload.passes import NotFinite
 from labkit.offload.skeleton import find_layers
 from labkit.reports.chunked_offload import learning
-from labkit.reports.chunked_offload.learning import CORPUS, LearnSpec
+from labkit.reports.chunked_offload.learning import LearnSpec
+from labkit.reports.chunked_offload.params import CORPUS
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TYPE_SHARE = 8

@@ -28,9 +28,8 @@ from labkit.offload import shapes
 from labkit.offload.engine import StreamedLM
 from labkit.offload.isolated import run_isolated
 from labkit.offload.memory import PeakAnonymous, anonymous_bytes
+from labkit.reports.chunked_offload.params import CORPUS
 
-CORPUS = "wiki-sample"
-"""Text that both arms learn from."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *shapes.TARGETS)
 """The report's four maps under the names they have in models that keep q, k, v and gate, up apart, and together."""
 _CHARACTERS_PER_TOKEN = 8

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from labkit.workflow.schema import Layer, ModelName, Params, check_lists
 
+CORPUS = "wiki-sample"
+"""Text that both arms of the learning comparison learn from."""
 StreamedShape = Literal["phi3-30m", "phi3-1b", "phi3-2.5b", "phi-4"]
 """Random-weight shapes that labkit.reports.chunked_offload.speed streams by name."""
 

@@ -3,4 +3,4 @@
 from labkit.reports.claims.params import Claims
 from labkit.workflow.report import Report
 
-REPORT = Report(params=Claims)
+REPORT = Report(params=Claims, explorer="explorer:ledger")

@@ -7,6 +7,7 @@ REPORT = Report(
     params=PredictPhase,
     study="study:run_study",
     cost="cost:plan_study",
+    explorer="explorer:phases",
     texts=lambda params: [params.corpus],
     weights=lambda params: [params.finetune_task.removesuffix("-lora")] if params.finetune_steps else [],
 )

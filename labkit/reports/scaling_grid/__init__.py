@@ -10,6 +10,7 @@ REPORT = Report(
     params=ScalingGrid,
     study="study:run_grid",
     cost="cost:plan_grid",
+    explorer="explorer:law",
     texts=lambda params: [params.corpus],
 )
 

@@ -7,6 +7,7 @@ REPORT = Report(
     params=SizeInertia,
     study="study:run_study",
     cost="cost:plan_study",
+    explorer="explorer:inertia",
     needs="arms:reach",
     weights=lambda params: params.models,
 )
