@@ -77,6 +77,16 @@ def test_a_planted_number_or_direction_is_noticed(planted: str) -> None:
     assert typed(framing(document)[document.cells[0].id])
 
 
+PLACED = re.compile(r"\b(?:first|second|third|fourth|last|left|right)(?:most)? columns?\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("report", paths.reports())
+def test_prose_names_a_column_by_its_name(report: str) -> None:
+    """What is the same in every row is said above a table, so that no column has a place of its own."""
+    prose = {cell.id: cell.source for cell in read(paths.notebook(report)).cells if cell.cell_type == "markdown"}
+    assert {name: PLACED.findall(text) for name, text in prose.items() if PLACED.search(text)} == {}
+
+
 def described(report: str) -> dict[str, str]:
     """What each figure of a report is said to show: its caption and alt text."""
     return {said.name: f"{said.caption} {said.alt}" for said in captions(report).values()}

@@ -17,14 +17,24 @@ WORDS = {
     "bits_per_byte": "bits/byte",
     "tokens_per_second": "tokens/s",
     "word_perplexity": "perplexity per word",
+    "of": "out of",
+    "top1": "equal argmax tokens",
+    "max_abs": "largest difference of a logit",
+    "ms_per_token": "ms/token",
+    "gb_per_s": "GB/s",
+    "gib": "GiB",
 }
 """Columns whose name in a CSV is not what a reader calls them."""
 DIGITS = 3
 """Significant digits of a shown number."""
-_PROSE = 24
-"""Characters from which on a text is wrapped."""
-_CELL = "padding:2px 10px;vertical-align:top"
-_LEFT = f"{_CELL};text-align:left;white-space:normal;min-width:14em;max-width:34em"
+_PROSE = 60
+"""Characters from which on a text has a column of some width to wrap in."""
+_LIFTED = 24
+"""Longest value that is said of all rows instead of in each."""
+_NOTHING = ("", "–")
+_CELL = "padding:2px 8px;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
+_RIGHT, _LEFT = f"{_CELL};text-align:right", f"{_CELL};text-align:left"
+_WIDE = f"{_LEFT};min-width:18em"
 
 
 class Shown:
@@ -47,10 +57,12 @@ class Shown:
 
     @property
     def sentence(self) -> str:
-        """What is the same in every row; empty if nothing is."""
+        """What is the same in every row, and which columns hold nothing; empty if neither is."""
         held = {words(name): text(value) for name, value in self.constant.items()}
-        said = "; ".join(f"{name} {value}" for name, value in held.items() if value not in ("", "–"))
-        return f"In every row: {said}." if said else ""
+        same = "; ".join(f"{name} {value}" for name, value in held.items() if value not in _NOTHING)
+        nothing = ", ".join(name for name, value in held.items() if value in _NOTHING)
+        said = [f"In every row: {same}."] if same else []
+        return " ".join([*said, *([f"Empty: {nothing}."] if nothing else [])])
 
     def _repr_html_(self) -> str:
         if self.rows.empty:
@@ -73,9 +85,12 @@ def words(name: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """Return a value as a reader wants it: counts in full, other numbers with DIGITS significant digits."""
+    """Return a value as a reader wants it: counts in full, measured numbers with DIGITS significant digits.
+
+    A list is one of settings, which stand as somebody wrote them.
+    """
     if isinstance(value, list | tuple):
-        return ", ".join(map(text, value))
+        return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
     if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
         return "–"
     if isinstance(value, bool) or type(value).__name__ == "bool":
@@ -87,22 +102,22 @@ def text(value: Any) -> str:
 
 def _number(value: float) -> str:
     size = abs(value)
-    if size >= 10**DIGITS - 0.5:
+    if size >= 10**DIGITS - 0.5 or size == 0:
         return f"{value:,.0f}"
-    if 0 < size < 1e-3:
+    if size < 1e-3:
         return f"{value:.{DIGITS - 1}e}"
-    return f"{value:.{DIGITS}g}"
+    return f"{value:#.{DIGITS}g}".removesuffix(".")
 
 
 def _is_constant(column: pd.Series) -> bool:
     first = text(column.iloc[0])
-    return len(first) <= _PROSE and all(text(value) == first for value in column)
+    return len(first) <= _LIFTED and all(text(value) == first for value in column)
 
 
 def _align(column: pd.Series) -> str:
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return f"{_CELL};text-align:right"
-    return _LEFT if column.map(lambda value: len(text(value))).max() > _PROSE else f"{_CELL};text-align:left"
+        return _RIGHT
+    return _WIDE if column.map(lambda value: len(text(value))).max() > _PROSE else _LEFT
 
 
 def _cells(row: tuple[Any, ...], styles: list[str]) -> str:

@@ -19,7 +19,9 @@ from labkit.workflow.shown import Shown, text
         (np.int64(1024), "1,024"),
         (0.123456, "0.123"),
         (999.7, "1,000"),
-        (2.0, "2"),
+        (2.0, "2.00"),
+        (100.0, "100"),
+        (3.3, "3.30"),
         (0.00012345, "1.23e-04"),
         (-0.0567, "-0.0567"),
         (0.0, "0"),
@@ -27,7 +29,7 @@ from labkit.workflow.shown import Shown, text
         (None, "–"),
         (True, "yes"),
         (np.bool_(False), "no"),
-        ([1, 0.25], "1, 0.25"),
+        ([1, 0.25, 1e12], "1, 0.25, 1e+12"),
         ("resnet-bk", "resnet-bk"),
     ],
 )
@@ -55,7 +57,7 @@ def test_prose_is_wrapped_and_numbers_stand_right() -> None:
     (number, prose, rate), *_ = (re.findall(r'<td style="([^"]*)"', row) for row in page.split("<tr>")[2:])
     assert "text-align:right" in number
     assert "text-align:right" in rate
-    assert "white-space:normal" in prose
+    assert "min-width" in prose
     assert "none &lt;b&gt;" in page
 
 
@@ -66,10 +68,10 @@ def test_a_single_row_keeps_its_columns_and_an_empty_table_says_so() -> None:
     assert list(Shown(same).rows) == ["a", "b"]
 
 
-def test_a_column_that_holds_nothing_is_left_out_without_a_word() -> None:
-    shown = Shown(pd.DataFrame({"a": [1, 2], "unit": ["", ""], "x": [None, None]}))
+def test_a_column_that_holds_nothing_is_named_and_left_out() -> None:
+    shown = Shown(pd.DataFrame({"a": [1, 2], "unit": ["", ""], "not_finite": [None, None], "b": [3, 3]}))
     assert list(shown.rows) == ["a"]
-    assert shown.sentence == ""
+    assert shown.sentence == "In every row: b 3. Empty: unit, not finite."
 
 
 def test_two_renderings_are_equal() -> None:
