@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import numbers
+import re
 from typing import Any
 
 import pandas as pd
@@ -29,11 +30,13 @@ DIGITS = 3
 """Significant digits of a shown number."""
 _PROSE = 60
 """Characters from which on a text has a column of some width to wrap in."""
-_LIFTED = 24
+_LIFTED = 300
 """Longest value that is said of all rows instead of in each."""
+_BREAK = re.compile(r"(?<=\w[._/])(?=[A-Za-z])")
+"""Where a name of several parts may go on in the next line."""
 _NOTHING = ("", "–")
-_CELL = "padding:2px 8px;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
-_RIGHT, _LEFT = f"{_CELL};text-align:right", f"{_CELL};text-align:left"
+_CELL = "padding:2px 8px;vertical-align:top"
+_RIGHT, _LEFT = f"{_CELL};text-align:right", f"{_CELL};text-align:left;white-space:normal"
 _WIDE = f"{_LEFT};min-width:18em"
 
 
@@ -67,7 +70,10 @@ class Shown:
     def _repr_html_(self) -> str:
         if self.rows.empty:
             return "<p>Nothing to show on this profile.</p>"
-        heads = "".join(f'<th style="{_align(self.rows[name])}">{html.escape(words(name))}</th>' for name in self.rows)
+        heads = "".join(
+            f'<th style="{_align(self.rows[name])};white-space:normal">{html.escape(words(name))}</th>'
+            for name in self.rows
+        )
         styles = [_align(self.rows[name]) for name in self.rows]
         body = "".join(f"<tr>{_cells(row, styles)}</tr>" for row in self.rows.itertuples(index=False))
         said = f"<p>{html.escape(self.sentence)}</p>" if self.sentence else ""
@@ -122,4 +128,6 @@ def _align(column: pd.Series) -> str:
 
 def _cells(row: tuple[Any, ...], styles: list[str]) -> str:
     pairs = zip(row, styles, strict=True)
-    return "".join(f'<td style="{style}">{html.escape(text(value))}</td>' for value, style in pairs)
+    return "".join(
+        f'<td style="{style}">{_BREAK.sub("<wbr>", html.escape(text(value)))}</td>' for value, style in pairs
+    )
