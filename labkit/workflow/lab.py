@@ -20,6 +20,7 @@ from labkit.base.modes import rendering
 from labkit.progress.faces import HEADLESS
 from labkit.workflow import figures, params, record
 from labkit.workflow.plan import describe, plan
+from labkit.workflow.report import reports
 from labkit.workflow.schema import Params
 
 _CHOICE = "_chosen_profile"
@@ -102,8 +103,9 @@ class Controls:
 
 def _about(chosen: Params) -> str:
     """Say what a run holds and takes, and what its numbers come from; a page made from its record takes nothing."""
-    held = f"{chosen.report_id()} on {chosen.hardware}: {params.scale(chosen)} scale"
-    told = held if rendering() else describe(chosen, plan(chosen))
+    told = f"{chosen.report_id()} on {chosen.hardware}: {params.scale(chosen)} scale"
+    if not (rendering() and reports()[chosen.report_id()].cost):
+        told = describe(chosen, plan(chosen))
     return f"{told}\n{record.describe(record.provenance(chosen))}"
 
 
